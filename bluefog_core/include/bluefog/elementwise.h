@@ -1,0 +1,31 @@
+// Element-wise arithmetic for optimizer plugins, dispatched at run time to the best instruction set
+// and bit-equal on all of them. `n` elements of `dtype` (kFloat32 or kFloat64); scalars are rounded
+// to the element type first. out may be the same pointer as an input; partial overlap is not allowed.
+#pragma once
+
+#include <cstdint>
+
+#include <bluefog/tensor.h>
+
+namespace bluefog::elementwise {
+
+/// out = x
+void Copy(DType dtype, int64_t n, void* out, const void* x);
+/// out = value
+void Fill(DType dtype, int64_t n, void* out, double value);
+/// out = fma(a, x, y): one rounding.
+void MulAdd(DType dtype, int64_t n, void* out, double a, const void* x, const void* y);
+/// out = round(a*x) + y: two roundings, as mul_().add_() in PyTorch.
+void ScaleAdd(DType dtype, int64_t n, void* out, double a, const void* x, const void* y);
+/// out = a*x
+void Scale(DType dtype, int64_t n, void* out, double a, const void* x);
+/// out = x + y
+void Add(DType dtype, int64_t n, void* out, const void* x, const void* y);
+/// out = x - y
+void Sub(DType dtype, int64_t n, void* out, const void* x, const void* y);
+/// Sum of squares in fp64, in an order fixed by n alone.
+double SumOfSquares(DType dtype, int64_t n, const void* x);
+/// How many elements are NaN or infinite.
+int64_t CountNonFinite(DType dtype, int64_t n, const void* x);
+
+}  // namespace bluefog::elementwise

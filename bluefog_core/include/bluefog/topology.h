@@ -1,0 +1,147 @@
+// Weighted directed graphs over ranks, sequences of them, and what can be said about them.
+// Convention everywhere: W[i][j] is the weight on the edge i -> j; a receiver uses its column.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <bluefog/status.h>
+
+namespace bluefog {
+
+struct Edge {
+  int rank = 0;         ///< The neighbour.
+  double weight = 0.0;  ///< W on the edge.
+  friend bool operator==(const Edge&, const Edge&) = default;
+};
+
+/// What one rank needs to know of the graph. Neighbours ascend and never contain the rank itself.
+struct Neighborhood {
+  double self_weight = 1.0;
+  std::vector<Edge> in;   ///< Sources j with W[j][me].
+  std::vector<Edge> out;  ///< Destinations j with W[me][j].
+  /// True if self and all sources share one weight 1/(in.size()+1): the mean is then computed as a
+  /// sum and one division.
+  bool uniform = true;
+  friend bool operator==(const Neighborhood&, const Neighborhood&) = default;
+};
+
+/// An immutable weighted directed graph on ranks 0 … size()-1.
+class Topology {
+ public:
+  /// `weights` is the dense row-major n x n matrix, W[i*n+j] on i -> j; zero means no edge. Errors:
+  /// wrong length, a negative or non-finite entry (named with row and column).
+  static StatusOr<Topology> FromMatrix(int n, const std::vector<double>& weights,
+                                       std::string name = "custom");
+
+  struct WeightedEdge {
+    int from, to;
+    double weight;
+  };
+  /// Edges in any order, self-loops included; ranks outside 0 … n-1 and duplicates are errors.
+  static StatusOr<Topology> FromEdges(int n, const std::vector<WeightedEdge>& edges,
+                                      std::string name = "custom");
+
+  int size() const { return n_; }
+  const std::string& name() const { return name_; }
+  /// Valid for 0 <= rank < size().
+  const Neighborhood& neighborhood(int rank) const { return neighborhoods_[static_cast<size_t>(rank)]; }
+  double weight(int from, int to) const;
+  std::vector<double> ToMatrix() const;
+  friend bool operator==(const Topology& a, const Topology& b) {
+    return a.neighborhoods_ == b.neighborhoods_;
+  }
+
+ private:
+  Topology() = default;
+  int n_ = 0;
+  std::string name_;
+  std::vector<Neighborhood> neighborhoods_;
+};
+
+/// Round -> Topology, repeating with a period. A static graph is a sequence of period 1.
+class TopologySequence {
+ public:
+  explicit TopologySequence(Topology topology);
+  /// All rounds have the same size and there is at least one.
+  static StatusOr<TopologySequence> Of(std::vector<Topology> rounds, std::string name);
+
+  int size() const { return rounds_.front().size(); }
+  int period() const { return static_cast<int>(rounds_.size()); }
+  bool is_static() const { return rounds_.size() == 1; }
+  const std::string& name() const { return name_; }
+  const Topology& at(int64_t round) const {
+    return rounds_[static_cast<size_t>(round % static_cast<int64_t>(rounds_.size()))];
+  }
+
+ private:
+  TopologySequence() = default;
+  std::string name_;
+  std::vector<Topology> rounds_;
+};
+
+/// Where ranks live: host and network interface of each. Ranks of one host share memory.
+struct Placement {
+  std::vector<int> host;  ///< host[rank], 0 …; all zero on one machine.
+  std::vector<int> nic;   ///< nic[rank] on its host.
+  static Placement OneHost(int n) { return {std::vector<int>(n, 0), std::vector<int>(n, 0)}; }
+};
+
+/// What the mathematics asks of a graph; over a whole period for a sequence.
+struct TopologyAnalysis {
+  bool symmetric = false;          ///< W = W^T exactly, in every round.
+  bool doubly_stochastic = false;  ///< Rows and columns sum to 1 within 1e-9, in every round.
+  bool column_stochastic = false;  ///< What each rank combines sums to 1 (mean of constants kept).
+  bool row_stochastic = false;     ///< What each rank gives away sums to 1.
+  bool connected = false;          ///< Strongly connected over one period.
+  double lambda2 = 0.0;            ///< Second largest eigenvalue; of a directed graph its modulus.
+  double lambda_min = 0.0;         ///< Smallest eigenvalue; of a directed graph the smallest real part.
+  double spectral_gap = 0.0;       ///< 1 - the largest modulus but the first; over a period per round.
+  bool exact_average = false;      ///< The product over one period is 11^T/n to 1e-12.
+  int max_in_degree = 0, max_out_degree = 0;
+  double messages_per_step = 0.0;  ///< Sent by the busiest rank, mean over a period.
+  std::string problem;             ///< The first row or pair that is at fault, or empty.
+};
+/// For n <= 256; InvalidArgument beyond.
+StatusOr<TopologyAnalysis> Analyze(const TopologySequence& topology);
+
+// Mixing weights on an undirected graph given by its neighbour lists (without self).
+using Adjacency = std::vector<std::vector<int>>;
+/// w_ij = 1/max(d_i, d_j), degrees counting self; self takes the rest. Symmetric, doubly stochastic.
+StatusOr<Topology> MetropolisHastings(const Adjacency& neighbors, std::string name = "custom");
+/// w_ij = 1/(indegree(j)+1) on i -> j: doubly stochastic on regular graphs only. `neighbors` may be
+/// directed here: neighbors[i] are the destinations of i.
+StatusOr<Topology> UniformWeights(const Adjacency& neighbors, std::string name = "custom");
+
+/// A generator by its name, as on the command line: "ring", "exponential", "mesh-grid-2d", …
+struct TopologyGenerator {
+  std::string name;
+  std::string summary;  ///< One line for help texts.
+  bool dynamic = false;
+  std::function<StatusOr<TopologySequence>(int n)> make;
+};
+/// All generators, in the order in which help texts list them.
+const std::vector<TopologyGenerator>& TopologyGenerators();
+/// Underscores and hyphens are alike. NotFound lists the known names.
+StatusOr<TopologySequence> MakeTopology(const std::string& name, int n);
+
+// Generators with parameters (algorithms in the .cc beside each).
+StatusOr<Topology> Exponential(int n, int base = 2);
+StatusOr<Topology> SymmetricExponential(int n, int base = 4);
+enum class RingStyle { kBidirectional = 0, kLeft = 1, kRight = 2 };  ///< kLeft: i sends to i-1.
+StatusOr<Topology> Ring(int n, RingStyle style = RingStyle::kBidirectional);
+StatusOr<Topology> Star(int n, int center = 0);
+/// rows = 0: the largest divisor of n that is at most sqrt(n).
+StatusOr<Topology> MeshGrid2D(int n, int rows = 0);
+StatusOr<Topology> Torus2D(int n, int rows = 0);
+StatusOr<Topology> Hypercube(int n);
+StatusOr<Topology> FullyConnected(int n);
+/// G(n, p) with Metropolis-Hastings weights; redrawn from the seed until connected.
+StatusOr<Topology> ErdosRenyi(int n, double p, uint64_t seed);
+StatusOr<TopologySequence> OnePeerExponential(int n);
+StatusOr<TopologySequence> OnePeerHypercube(int n);
+
+}  // namespace bluefog
