@@ -1,0 +1,61 @@
+// The `bluefog` command: parses the command line and hands over to one subcommand. Called as
+// `bfrun` it is `bluefog run`.
+#include <iostream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "commands.h"
+
+namespace bluefog::tools {
+
+void Fail(const Status& status, int code) {
+  std::cerr << "bluefog: " << status.message() << std::endl;
+  Exit(code);
+}
+
+namespace {
+
+// CLI11 takes "-np" for "-n p". Options of the subcommand with one dash and several letters get
+// their second dash; what follows the first positional (the user's own command) is left alone.
+void RepairLongOptions(const CLI::App& app, std::vector<std::string>& args) {
+  if (args.empty()) return;
+  const CLI::App* command = app.get_subcommand_no_throw(args[0]);
+  if (command == nullptr) return;
+  for (size_t i = 1; i < args.size() && args[i].starts_with('-') && args[i] != "--"; ++i) {
+    if (!args[i].starts_with("--") && args[i].size() > 2 &&
+        command->get_option_no_throw("-" + args[i].substr(0, args[i].find('='))) != nullptr) {
+      args[i].insert(0, "-");
+    }
+    const CLI::Option* option = command->get_option_no_throw(args[i]);
+    if (option != nullptr && option->get_items_expected_max() > 0) ++i;
+  }
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app(
+      "Decentralized deep learning: neighbour averaging that overlaps with back-propagation");
+  app.name("bluefog");
+  app.set_version_flag("-v,--version", "bluefog " BLUEFOG_VERSION);
+  app.require_subcommand(1);
+  AddTopo(app);
+  AddInfo(app);
+
+  std::vector<std::string> args(argv + 1, argv + argc);
+  const std::string_view self = argv[0];
+  if (self.substr(self.rfind('/') + 1) == "bfrun") args.insert(args.begin(), "run");
+  RepairLongOptions(app, args);
+  try {
+    app.parse(std::vector<std::string>(args.rbegin(), args.rend()));
+  } catch (const CLI::RuntimeError& e) {
+    return e.get_exit_code();
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : kUsageError;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace bluefog::tools
+
+int main(int argc, char** argv) { return bluefog::tools::Main(argc, argv); }
