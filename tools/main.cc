@@ -20,8 +20,10 @@ namespace {
 // their second dash; what follows the first positional (the user's own command) is left alone.
 void RepairLongOptions(const CLI::App& app, std::vector<std::string>& args) {
   if (args.empty()) return;
-  const CLI::App* command = app.get_subcommand_no_throw(args[0]);
-  if (command == nullptr) return;
+  const auto commands =
+      app.get_subcommands([&](const CLI::App* c) { return c->check_name(args[0]); });
+  if (commands.empty()) return;
+  const CLI::App* command = commands.front();
   for (size_t i = 1; i < args.size() && args[i].starts_with('-') && args[i] != "--"; ++i) {
     if (!args[i].starts_with("--") && args[i].size() > 2 &&
         command->get_option_no_throw("-" + args[i].substr(0, args[i].find('='))) != nullptr) {

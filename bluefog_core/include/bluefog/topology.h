@@ -41,14 +41,19 @@ class Topology {
     int from, to;
     double weight;
   };
-  /// Edges in any order, self-loops included; ranks outside 0 … n-1 and duplicates are errors.
+  /// Edges in any order, self-loops included; ranks outside 0 … n-1, duplicates and negative or
+  /// non-finite weights are errors that name the edge. An edge of weight 0 given here stays an
+  /// edge: it carries messages.
   static StatusOr<Topology> FromEdges(int n, const std::vector<WeightedEdge>& edges,
                                       std::string name = "custom");
 
   int size() const { return n_; }
   const std::string& name() const { return name_; }
   /// Valid for 0 <= rank < size().
-  const Neighborhood& neighborhood(int rank) const { return neighborhoods_[static_cast<size_t>(rank)]; }
+  const Neighborhood& neighborhood(int rank) const {
+    return neighborhoods_[static_cast<size_t>(rank)];
+  }
+  /// W[from][to], 0 where there is no edge; both ranks valid.
   double weight(int from, int to) const;
   std::vector<double> ToMatrix() const;
   friend bool operator==(const Topology& a, const Topology& b) {
@@ -73,6 +78,7 @@ class TopologySequence {
   int period() const { return static_cast<int>(rounds_.size()); }
   bool is_static() const { return rounds_.size() == 1; }
   const std::string& name() const { return name_; }
+  /// round >= 0.
   const Topology& at(int64_t round) const {
     return rounds_[static_cast<size_t>(round % static_cast<int64_t>(rounds_.size()))];
   }
@@ -94,23 +100,31 @@ struct Placement {
 struct TopologyAnalysis {
   bool symmetric = false;          ///< W = W^T exactly, in every round.
   bool doubly_stochastic = false;  ///< Rows and columns sum to 1 within 1e-9, in every round.
-  bool column_stochastic = false;  ///< What each rank combines sums to 1 (mean of constants kept).
-  bool row_stochastic = false;     ///< What each rank gives away sums to 1.
-  bool connected = false;          ///< Strongly connected over one period.
-  double lambda2 = 0.0;            ///< Second largest eigenvalue; of a directed graph its modulus.
-  double lambda_min = 0.0;         ///< Smallest eigenvalue; of a directed graph the smallest real part.
-  double spectral_gap = 0.0;       ///< 1 - the largest modulus but the first; over a period per round.
-  bool exact_average = false;      ///< The product over one period is 11^T/n to 1e-12.
-  int max_in_degree = 0, max_out_degree = 0;
-  double messages_per_step = 0.0;  ///< Sent by the busiest rank, mean over a period.
-  std::string problem;             ///< The first row or pair that is at fault, or empty.
+  bool column_stochastic = false;  ///< What each rank combines sums to 1 (constants are kept).
+  bool row_stochastic = false;     ///< What each rank gives away sums to 1 (the mean is kept).
+  bool connected = false;          ///< Strongly connected: the edges of one period together.
+  int max_in_degree = 0, max_out_degree = 0;  ///< In one round, without self.
+  double messages_per_step = 0.0;             ///< Sent by the busiest rank, mean over a period.
+  std::string problem;    ///< The first sum that is not 1, or the first rank cut off; or empty.
+  std::string asymmetry;  ///< The first pair with W[i][j] != W[j][i], or empty.
+
+  // The spectrum, for n <= kMaxSpectrumSize; else spectrum_known is false and the rest is 0.
+  bool spectrum_known = false;
+  /// Second largest eigenvalue of a symmetric W; of a directed one the second largest modulus; of a
+  /// sequence the same of the product over a period, per round: |lambda|^(1/period). 0 for n = 1.
+  double lambda2 = 0.0;
+  double lambda_min = 0.0;     ///< Smallest eigenvalue (real part) of any round.
+  double spectral_gap = 0.0;   ///< 1 - the largest modulus but the first, per round.
+  bool exact_average = false;  ///< The product over one period is 11^T/n to 1e-12.
 };
-/// For n <= 256; InvalidArgument beyond.
-StatusOr<TopologyAnalysis> Analyze(const TopologySequence& topology);
+inline constexpr int kMaxSpectrumSize = 256;
+TopologyAnalysis Analyze(const TopologySequence& topology);
 
 // Mixing weights on an undirected graph given by its neighbour lists (without self).
 using Adjacency = std::vector<std::vector<int>>;
-/// w_ij = 1/max(d_i, d_j), degrees counting self; self takes the rest. Symmetric, doubly stochastic.
+/// w_ij = 1/max(d_i, d_j), degrees counting self; self takes the rest. Symmetric, doubly
+/// stochastic. An edge that only one of its ends lists, a rank outside, self or a duplicate is an
+/// error.
 StatusOr<Topology> MetropolisHastings(const Adjacency& neighbors, std::string name = "custom");
 /// w_ij = 1/(indegree(j)+1) on i -> j: doubly stochastic on regular graphs only. `neighbors` may be
 /// directed here: neighbors[i] are the destinations of i.
@@ -125,23 +139,30 @@ struct TopologyGenerator {
 };
 /// All generators, in the order in which help texts list them.
 const std::vector<TopologyGenerator>& TopologyGenerators();
-/// Underscores and hyphens are alike. NotFound lists the known names.
+/// Underscores and hyphens are alike. NotFound lists the known names; n < 1 is InvalidArgument.
 StatusOr<TopologySequence> MakeTopology(const std::string& name, int n);
 
-// Generators with parameters (algorithms in the .cc beside each).
+// Generators with parameters. All need n >= 1; base >= 2.
+/// i sends to i + base^k mod n, all equal weights. Directed.
 StatusOr<Topology> Exponential(int n, int base = 2);
+/// i and j are neighbours if their distance around the ring is a power of `base`; equal weights.
 StatusOr<Topology> SymmetricExponential(int n, int base = 4);
 enum class RingStyle { kBidirectional = 0, kLeft = 1, kRight = 2 };  ///< kLeft: i sends to i-1.
 StatusOr<Topology> Ring(int n, RingStyle style = RingStyle::kBidirectional);
 StatusOr<Topology> Star(int n, int center = 0);
+/// Row-major grids with Metropolis-Hastings weights; the torus wraps around. rows must divide n;
 /// rows = 0: the largest divisor of n that is at most sqrt(n).
 StatusOr<Topology> MeshGrid2D(int n, int rows = 0);
 StatusOr<Topology> Torus2D(int n, int rows = 0);
+/// n must be a power of two; i and i xor 2^k are neighbours.
 StatusOr<Topology> Hypercube(int n);
 StatusOr<Topology> FullyConnected(int n);
-/// G(n, p) with Metropolis-Hastings weights; redrawn from the seed until connected.
+/// G(n, p) with Metropolis-Hastings weights; redrawn until connected (InvalidArgument if 1000 draws
+/// are not). The same seed gives the same graph on every platform.
 StatusOr<Topology> ErdosRenyi(int n, double p, uint64_t seed);
+/// Round k: i sends to i + 2^k mod n, weights 1/2; period ceil(log2 n). Exact average if n = 2^t.
 StatusOr<TopologySequence> OnePeerExponential(int n);
+/// Round k: i and i xor 2^k average; period log2 n. n must be a power of two.
 StatusOr<TopologySequence> OnePeerHypercube(int n);
 
 }  // namespace bluefog
