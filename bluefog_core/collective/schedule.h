@@ -1,6 +1,7 @@
-// A collective is a pure function to a Schedule: (operation, rank, size, neighbourhood, elements) -> a
-// DAG of steps over buffers that are named by role. Nothing here knows pointers, transports or time;
-// the engine's executor replays schedules, the interpreter checks them, a simulator can price them.
+// A collective is a pure function to a Schedule: (operation, rank, size, neighbourhood, elements)
+// -> a DAG of steps over buffers that are named by role. Nothing here knows pointers, transports or
+// time; the engine's executor replays schedules, the interpreter checks them, a simulator can price
+// them. Planners are pure, keep nothing, and take arguments that were validated before.
 #pragma once
 
 #include <cstdint>
@@ -28,11 +29,14 @@ struct Range {
   friend bool operator==(const Range&, const Range&) = default;
 };
 
+/// "input[0] 128+64".
+std::string ToString(const Range& range);
+
 enum class StepKind : uint8_t {
   kProduce,  ///< Plugin writes `range` (all payload buffers over begin/count).
   kPublish,  ///< `range` becomes readable by each target; done when all of them have released it.
   kReceive,  ///< Message number `message` of `peer`; its view serves the steps that name this one.
-  kCombine,  ///< range = sum of weight * source, in list order (or the sum ÷ divisor if divisor > 0).
+  kCombine,  ///< range = sum of weight * source, in list order (then ÷ divisor if divisor > 0).
   kMeasure,  ///< Plugin adds to its per-parameter partials over `range`.
   kConsume,  ///< Plugin reads `range` (all payload buffers) and updates the parameters.
   kCopy,     ///< range = sources[0].
@@ -44,7 +48,8 @@ const char* NameOf(StepKind kind);
 struct Source {
   int32_t receive = -1;  ///< Index of the kReceive step whose view is read, or -1 for `local`.
   Range local;
-  double weight = 1.0;  ///< Multiplied with the weight that came in the message's header.
+  double weight =
+      1.0;  ///< Of a view: multiplied with the weight that came in the message's header.
 };
 
 struct Target {
@@ -53,24 +58,51 @@ struct Target {
   double weight = 1.0;  ///< Travels in the header; the receiver multiplies.
 };
 
+/// When a step runs. A receive is open from the start and done when its message has arrived; the
+/// view is released when every step that names it in `sources` is done, at once if none does. Any
+/// other step becomes runnable when all steps in `after` are done and all receives in `sources`
+/// have arrived.
+///
+/// Messages. On a directed edge the messages of one operation are numbered 0, 1, 2, …; the sender's
+/// list publishes them in that order, but in time one may overtake another. The targets of one
+/// publish may differ in message numbers. A range of no elements still travels, as an empty
+/// message: operations on empty tensors are matched, and their mismatches found, like others.
+///
+/// Combine. Addends come in list order, and a total weight of exactly 0 leaves its addend out (NaN
+/// times 0 must not poison). No sources: zeros. With a divisor all weights here are 1: a plain sum,
+/// then one division; where a header brought another weight, the weighted sum divided by the
+/// divisor. A local source may be the very range that is written.
+///
+/// Groups. Steps of one group are neighbours in the list: for each payload one combine or copy,
+/// then their consume over the same begin and count. They are run as one, tile by tile; the group
+/// is runnable when each of its steps is, dependencies inside the group apart. A kCombine to kTile
+/// writes one tile of scratch memory. A kCopy to kTile moves nothing: what is consumed is the
+/// copy's source itself, a view or (on a silent step) the payload. kTile appears in groups only.
 struct Step {
   StepKind kind = StepKind::kCopy;
-  Range range;                  ///< Not for kReceive, where only range.count is set.
-  std::vector<Target> targets;  ///< kPublish
-  int peer = -1;                ///< kReceive
-  int32_t message = 0;          ///< kReceive
-  std::vector<Source> sources;  ///< kCombine, kCopy
-  double divisor = 0.0;         ///< kCombine: if > 0, plain sum, then one division.
-  std::vector<int32_t> after;   ///< Steps that must be done first; receives in `sources` are implied.
+  Range range;                    ///< Of kReceive only range.count is set: the elements expected.
+  std::vector<Target> targets{};  ///< kPublish; not empty.
+  int peer = -1;                  ///< kReceive
+  int32_t message = 0;            ///< kReceive
+  std::vector<Source> sources{};  ///< kCombine, kCopy
+  double divisor = 0.0;           ///< kCombine: if > 0, plain sum, then one division.
+  std::vector<int32_t> after{};   ///< Must be done first; receives in `sources` are implied.
+  int32_t group = -1;             ///< Equal for the steps that run as one; -1: alone.
 };
 
+/// Steps are sorted: `after` and `sources` name earlier steps only. The operation is complete when
+/// all steps are done, so buffers may be touched again only when all peers have released what they
+/// read.
 struct Schedule {
   std::vector<Step> steps;
-  /// Elements of each buffer by role; the same for every payload.
+  /// Buffers of each role: the payloads of a plugin.
+  int buffers = 1;
+  /// Elements of each buffer by role; the same for every payload. output_count is 0 where
+  /// everything passes through kTile.
   int64_t input_count = 0, output_count = 0, scratch_count = 0;
   std::vector<int> sources() const;       ///< Ranks this one receives from, ascending.
   std::vector<int> destinations() const;  ///< Ranks this one sends to, ascending.
-  std::string ToString() const;
+  std::string ToString() const;           ///< One line per step.
 };
 
 /// What all planners take. Chunks are the unit on the wire.
@@ -79,30 +111,44 @@ struct PlanInput {
   int size = 1;
   int64_t count = 0;                 ///< Elements this rank contributes.
   int64_t chunk = int64_t{1} << 17;  ///< Elements a message carries at most; > 0.
+  /// Input and output are the same memory. Other ranks read the input in place, and two neighbours
+  /// that each wait for the other's release before they write would wait for ever; so what would be
+  /// overwritten is copied to kScratch and published from there, or the write waits for the release
+  /// where that cannot close a cycle. Not for allgather.
+  bool in_place = false;
 };
 
-/// y = self*x + sum over in-edges; an in-edge of weight 0 is received and left out. The combine's order
-/// is self, then sources ascending. `send_weights[k]`, if not empty, goes with out[k]'s message.
+/// y = self*x + sum over in-edges; an in-edge of weight 0 is received and left out. The combine's
+/// order is self, then sources ascending. `send_weights` is empty or has one weight for each of
+/// out; weight k goes with out[k]'s messages.
 Schedule PlanNeighborAllreduce(const PlanInput& in, const Neighborhood& neighborhood,
                                const std::vector<double>& send_weights = {});
-/// Sum (or mean) over all ranks, in rank order, identical bits everywhere. `one_shot`: each sends all to
-/// all (small sizes); else each rank reduces its own shard and hands it round.
+/// Sum (or mean) over all ranks, in rank order, identical bits everywhere. `one_shot`: each sends
+/// all to all (small sizes); else each rank reduces its own shard and hands it round.
 Schedule PlanAllreduce(const PlanInput& in, bool average, bool one_shot);
-/// Output of every rank = input of root, along a binomial tree, pipelined by chunk.
+/// Output of every rank = input of root, along a binomial tree, pipelined by chunk. Only the root's
+/// input is read.
 Schedule PlanBroadcast(const PlanInput& in, int root);
 /// Output = inputs of all ranks in rank order (output_count = size * count).
 Schedule PlanAllgather(const PlanInput& in);
 /// Dissemination: ceil(log2 n) rounds of empty messages.
 Schedule PlanBarrier(const PlanInput& in);
+/// Output = input without any message: the exchange of a silent step.
+Schedule PlanLocal(const PlanInput& in);
 
 /// What a plugin adds to an exchange.
 struct PluginPlan {
   int payloads = 1;
-  bool fuse = true;     ///< Consume on the tile just combined; false keeps the whole output.
-  bool measure = false; ///< Measure every combined range; consume waits for all of them.
-  bool consume = true;  ///< False: the output is kept for a later step.
+  bool fuse = true;      ///< Consume on the tile just combined; false keeps the whole output.
+  bool measure = false;  ///< Measure every combined range; consume waits for all of them.
+  bool consume = true;   ///< False: the output is kept for a later step.
 };
-/// Wraps an exchange over one payload into produce -> exchange per payload -> (measure ->) consume.
+/// Wraps an exchange over one payload (planned without in_place) into produce -> exchange per
+/// payload -> (measure ->) consume. Produces cover the whole input, cut where the exchange's reads
+/// begin and end. Payload p uses the buffers p, and message m of the exchange becomes m * payloads
+/// + p. What others read too (this rank's shard of an allreduce) and what is measured is kept whole
+/// in kOutput and consumed from there; the rest passes through kTile in groups. With payloads > 1 a
+/// range is consumed when all payloads' combines of it are there.
 Schedule WithPlugin(const Schedule& exchange, const PluginPlan& plan);
 
 }  // namespace bluefog::collective
