@@ -13,15 +13,21 @@ extern "C" {
 
 typedef struct bluefog_control bluefog_control;
 
-/* Calls back into the core from a thread of the component. `text` lives for the call. */
+/* Calls back into the core from threads of the component, or of the caller of join. `text` lives for the
+ * call. None may call leave or destroy. All must be given. */
 typedef struct bluefog_control_events {
   void* user;
-  /* A rank of the job died, went silent, or gave up; at most once per rank. */
+  /* A rank of the job died, went silent, or gave up; at most once per rank. The rank's own number when
+   * the others have declared this process dead. */
   void (*rank_failed)(void* user, int32_t rank, const char* text);
   /* A rank left in good order. */
   void (*rank_left)(void* user, int32_t rank);
   /* Read at every heartbeat: operations done so far. */
   int64_t (*progress)(void* user);
+  /* Worth a warning, no failure (a rank has been silent for suspect_ms). */
+  void (*notice)(void* user, const char* text);
+  /* Asked about every 100 ms by the thread that is in join; not 0: give up. */
+  int32_t (*interrupted)(void* user);
 } bluefog_control_events;
 
 typedef struct bluefog_control_options {
@@ -48,14 +54,16 @@ typedef struct bluefog_control_error {
 typedef struct bluefog_control_api {
   uint32_t struct_size;
   uint32_t abi_version;
-  /* Blocks until all ranks have joined; null and *error otherwise. */
+  /* Blocks until all ranks have joined; null and *error otherwise. Events may come before it returns. */
   bluefog_control* (*join)(const bluefog_control_options* options, bluefog_control_error* error);
   /* Address of `rank` as it gave it at join. Valid until destroy. */
   const void* (*address)(bluefog_control* control, int32_t rank, int64_t* bytes);
   /* Tells everybody that `rank` failed (seen by this one). */
   void (*report_failure)(bluefog_control* control, int32_t rank, const char* text);
-  /* Tells everybody that this rank leaves in good order. No callback runs afterwards. */
+  /* Tells everybody that this rank leaves in good order. No callback runs afterwards. Answers within
+   * about 1 s also when the server is gone. */
   void (*leave)(bluefog_control* control);
+  /* Without leave before it the others are told that this rank failed. Null is allowed. */
   void (*destroy)(bluefog_control* control);
   /* Messages sent so far without heartbeats, and heartbeats. */
   void (*counters)(bluefog_control* control, int64_t* messages, int64_t* heartbeats);
