@@ -1,11 +1,11 @@
-// Memory that peers on this host can map: memfd segments, sealed against shrinking (the mapper checks
-// the seal, so that a peer's read never faults), reserved with posix_fallocate so that a full
-// memory is an error here and not a SIGBUS later. Nothing has a name: after SIGKILL nothing stays behind.
+// Memory that peers on this host can map: memfd segments, sealed against shrinking (the mapper
+// checks the seal, so that a peer's read never faults), reserved with posix_fallocate so that a
+// full memory is an error here and not a SIGBUS later. Nothing has a name: after SIGKILL nothing
+// stays behind.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <vector>
 
@@ -49,6 +49,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
   mutable Mutex mu_;
   std::vector<std::shared_ptr<Segment>> segments_ GUARDED_BY(mu_);
   uint32_t next_segment_ GUARDED_BY(mu_) = 1;
+  int64_t bytes_used_ GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace bluefog::transport

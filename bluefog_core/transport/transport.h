@@ -5,8 +5,8 @@
 // *Incoming* upcall gets the header and a *View* of the payload. *Release* of the view is what
 // completes the send: `SendDone` fires after it, and only then may the sender overwrite the bytes.
 //
-// Threads. All calls are made by whoever holds the engine's progress lock, one at a time; all upcalls
-// are made from inside Progress(), never from Send or Release.
+// Threads. All calls are made by whoever holds the engine's progress lock, one at a time; all
+// upcalls are made from inside Progress(), never from Send or Release.
 #pragma once
 
 #include <array>
@@ -41,7 +41,8 @@ struct View {
 class Receiver {
  public:
   virtual ~Receiver() = default;
-  /// Messages of one peer arrive in the order in which it sent them. Every view must be released once.
+  /// Messages of one peer arrive in the order in which it sent them. Every view must be released
+  /// once.
   virtual void Incoming(int peer, const Header& header, const View& view) = 0;
   /// Exactly once per accepted Send: Ok after the peer's release, Unavailable if the peer died,
   /// Cancelled after Revoke.
@@ -66,15 +67,17 @@ class Transport {
   virtual const char* name() const = 0;
   /// What peers need in order to reach this rank; opaque bytes for the address book.
   virtual std::string address() const = 0;
-  /// Address book by rank. Call once, before the first Send. Connections are made at the first Send.
+  /// Address book by rank. Call once, before the first Send. Connections are made at the first
+  /// Send.
   virtual Status SetPeers(std::vector<std::string> addresses) = 0;
 
   /// Payloads up to this many bytes may lie anywhere and are copied before Send returns.
   virtual int64_t inline_limit() const = 0;
-  /// True if `payload` can be sent without a copy: it lies in the Arena (shm), or anywhere (inproc).
+  /// True if `payload` can be sent without a copy: it lies in the Arena (shm), or anywhere
+  /// (inproc).
   virtual bool CanSendInPlace(std::span<const std::byte> payload) const = 0;
-  /// Sends to `peer` (not self). `payload` is at most inline_limit() bytes or CanSendInPlace, and is
-  /// not changed until SendDone(cookie). Never blocks, never calls back.
+  /// Sends to `peer` (not self). `payload` is at most inline_limit() bytes or CanSendInPlace, and
+  /// is not changed until SendDone(cookie). Never blocks, never calls back.
   virtual SendResult Send(int peer, const Header& header, std::span<const std::byte> payload,
                           uint64_t cookie) = 0;
   /// Gives up a send: SendDone(cookie, Cancelled) at the next Progress; the bytes are the sender's
