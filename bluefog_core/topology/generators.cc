@@ -48,7 +48,7 @@ StatusOr<Topology> Circulant(int n, const std::set<int>& offsets, std::string na
       edges.push_back({i, static_cast<int>((int64_t{i} + d) % n), weight});
     }
   }
-  return Topology::FromEdges(n, edges, std::move(name));
+  return Topology::FromEdges(n, std::move(edges), std::move(name));
 }
 
 StatusOr<Topology> Grid(const char* name, int n, int rows, bool wrap) {
@@ -134,7 +134,7 @@ StatusOr<TopologySequence> OnePeer(const char* name, int n, Peer peer) {
       edges.push_back({i, i, 0.5});
       edges.push_back({i, static_cast<int>(peer(i, int64_t{1} << k)), 0.5});
     }
-    StatusOr<Topology> round = Topology::FromEdges(n, edges, name);
+    StatusOr<Topology> round = Topology::FromEdges(n, std::move(edges), name);
     if (!round.ok()) return round.status();
     rounds.push_back(*std::move(round));
   }
@@ -184,7 +184,7 @@ StatusOr<Topology> Star(int n, int center) {
     edges.push_back({i, center, share});
     edges.push_back({center, i, share});
   }
-  return Topology::FromEdges(n, edges, "star");
+  return Topology::FromEdges(n, std::move(edges), "star");
 }
 
 StatusOr<Topology> MeshGrid2D(int n, int rows) { return Grid("mesh-grid-2d", n, rows, false); }

@@ -37,8 +37,7 @@ Status CheckEdge(int n, const Topology::WeightedEdge& edge) {
 
 }  // namespace
 
-StatusOr<Topology> Topology::FromEdges(int n, const std::vector<WeightedEdge>& edges,
-                                       std::string name) {
+StatusOr<Topology> Topology::FromEdges(int n, std::vector<WeightedEdge> edges, std::string name) {
   if (n < 1) {
     return absl::InvalidArgumentError(
         fmt::format("topology \"{}\": n = {}; at least one rank is needed", name, n));
@@ -46,15 +45,14 @@ StatusOr<Topology> Topology::FromEdges(int n, const std::vector<WeightedEdge>& e
   for (const WeightedEdge& edge : edges) {
     if (Status status = CheckEdge(n, edge); !status.ok()) return status;
   }
-  std::vector<WeightedEdge> sorted = edges;
-  std::sort(sorted.begin(), sorted.end(), [](const WeightedEdge& a, const WeightedEdge& b) {
+  std::sort(edges.begin(), edges.end(), [](const WeightedEdge& a, const WeightedEdge& b) {
     return std::tie(a.from, a.to) < std::tie(b.from, b.to);
   });
-  const auto twin = std::adjacent_find(sorted.begin(), sorted.end(),
+  const auto twin = std::adjacent_find(edges.begin(), edges.end(),
                                        [](const WeightedEdge& a, const WeightedEdge& b) {
                                          return a.from == b.from && a.to == b.to;
                                        });
-  if (twin != sorted.end()) {
+  if (twin != edges.end()) {
     return absl::InvalidArgumentError(
         fmt::format("edge {} -> {} is given twice, with weights {} and {}; give it once",
                     twin->from, twin->to, twin->weight, std::next(twin)->weight));
@@ -65,7 +63,7 @@ StatusOr<Topology> Topology::FromEdges(int n, const std::vector<WeightedEdge>& e
   topology.name_ = std::move(name);
   topology.neighborhoods_.resize(static_cast<size_t>(n));
   for (Neighborhood& neighborhood : topology.neighborhoods_) neighborhood.self_weight = 0.0;
-  for (const WeightedEdge& edge : sorted) {
+  for (const WeightedEdge& edge : edges) {
     Neighborhood& from = topology.neighborhoods_[static_cast<size_t>(edge.from)];
     if (edge.from == edge.to) {
       from.self_weight = edge.weight;
@@ -94,7 +92,7 @@ StatusOr<Topology> Topology::FromMatrix(int n, const std::vector<double>& weight
       if (*entry != 0.0) edges.push_back({i, j, *entry});
     }
   }
-  return FromEdges(n, edges, std::move(name));
+  return FromEdges(n, std::move(edges), std::move(name));
 }
 
 double Topology::weight(int from, int to) const {

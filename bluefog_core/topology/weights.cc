@@ -64,7 +64,7 @@ StatusOr<Topology> MetropolisHastings(const Adjacency& neighbors, std::string na
     }
     edges.push_back({i, i, self});
   }
-  return Topology::FromEdges(n, edges, std::move(name));
+  return Topology::FromEdges(n, std::move(edges), std::move(name));
 }
 
 StatusOr<Topology> UniformWeights(const Adjacency& neighbors, std::string name) {
@@ -81,7 +81,7 @@ StatusOr<Topology> UniformWeights(const Adjacency& neighbors, std::string name) 
       edges.push_back({i, j, 1.0 / inputs[static_cast<size_t>(j)]});
     }
   }
-  return Topology::FromEdges(static_cast<int>(checked->size()), edges, std::move(name));
+  return Topology::FromEdges(static_cast<int>(checked->size()), std::move(edges), std::move(name));
 }
 
 }  // namespace bluefog

@@ -44,7 +44,7 @@ class Topology {
   /// Edges in any order, self-loops included; ranks outside 0 … n-1, duplicates and negative or
   /// non-finite weights are errors that name the edge. An edge of weight 0 given here stays an
   /// edge: it carries messages.
-  static StatusOr<Topology> FromEdges(int n, const std::vector<WeightedEdge>& edges,
+  static StatusOr<Topology> FromEdges(int n, std::vector<WeightedEdge> edges,
                                       std::string name = "custom");
 
   int size() const { return n_; }
