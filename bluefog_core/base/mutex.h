@@ -6,6 +6,12 @@
 #include <condition_variable>
 #include <mutex>
 
+// abseil's headers define some of these names too, with the same meaning: after them, ours count.
+#include <absl/base/thread_annotations.h>
+#undef GUARDED_BY
+#undef PT_GUARDED_BY
+#undef NO_THREAD_SAFETY_ANALYSIS
+
 #if defined(__clang__)
 #define BLUEFOG_TS(x) __attribute__((x))
 #else

@@ -1,6 +1,6 @@
-// The weighted sum: the one memory pass of every collective. Run-time SIMD dispatch (Highway), explicit
-// FMA, bit-equal on every instruction set dispatched to. Element-wise kernels for plugins are public,
-// in <bluefog/elementwise.h>.
+// The weighted sum: the one memory pass of every collective. Run-time SIMD dispatch (Highway),
+// explicit FMA, bit-equal on every instruction set dispatched to. Element-wise kernels for plugins
+// are public, in <bluefog/elementwise.h>.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,15 @@ struct Term {
   double weight = 1.0;
 };
 
-/// out = terms[0].weight*terms[0] + terms[1].weight*terms[1] + …: the first product is rounded, each
-/// further term is one FMA, in list order. Weights are rounded to the accumulator's type (fp32; fp64 for
-/// fp64). fp16 and bf16 accumulate in fp32 with one rounding at the end. No terms: zeros. `out` may be
-/// the same pointer as any term. `streaming`: write past the caches (the output is not read soon).
-/// InvalidArgument names a dtype that has no kernel.
+/// out = terms[0].weight*terms[0] + terms[1].weight*terms[1] + …: the first product is rounded,
+/// each further term is one FMA, in list order. Weights are rounded to the accumulator's type
+/// (fp32; fp64 for fp64). fp16 and bf16 accumulate in fp32 with one rounding at the end. No terms:
+/// zeros. `out` may be the same pointer as any term. `streaming`: write past the caches (the output
+/// is not read soon). InvalidArgument names a dtype that has no kernel.
 Status WeightedSum(DType dtype, int64_t n, void* out, std::span<const Term> terms,
                    bool streaming = false);
-/// out = (terms[0] + terms[1] + …) / divisor: a plain sum in list order, then one division; weights are
-/// not looked at. divisor 1 leaves the sum alone (integers: only divisor 1).
+/// out = (terms[0] + terms[1] + …) / divisor: a plain sum in list order, then one division; weights
+/// are not looked at. divisor 1 leaves the sum alone (integers: only divisor 1).
 Status SumDivide(DType dtype, int64_t n, void* out, std::span<const Term> terms, double divisor,
                  bool streaming = false);
 

@@ -1,6 +1,7 @@
 // Element-wise arithmetic for optimizer plugins, dispatched at run time to the best instruction set
 // and bit-equal on all of them. `n` elements of `dtype` (kFloat32 or kFloat64); scalars are rounded
 // to the element type first. out may be the same pointer as an input; partial overlap is not allowed.
+// Other types (CheckDType) are left untouched by all but Copy.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,10 @@
 
 namespace bluefog::elementwise {
 
-/// out = x
+/// Ok for the types above; else InvalidArgument that names the type.
+Status CheckDType(DType dtype);
+
+/// out = x; any type.
 void Copy(DType dtype, int64_t n, void* out, const void* x);
 /// out = value
 void Fill(DType dtype, int64_t n, void* out, double value);

@@ -82,11 +82,11 @@ enum class MeasureScope : uint8_t {
 
 /// What a plugin needs; the engine plans from it and refuses what cannot work.
 struct Traits {
-  std::string name;      ///< Registry name, e.g. "decentlam".
-  std::string summary;   ///< One line with the recursion.
-  std::string source;    ///< Paper and equation.
+  std::string name = {};      ///< Registry name, e.g. "decentlam".
+  std::string summary = {};   ///< One line with the recursion.
+  std::string source = {};    ///< Paper and equation.
   int payloads = 1;
-  std::vector<std::string> states;  ///< State vectors, zero at the start, each as long as the parameter.
+  std::vector<std::string> states = {};  ///< State vectors, zero at the start, each as long as the parameter.
   PayloadTime payload_time = PayloadTime::kGradient;
   ConsumeTrigger consume = ConsumeTrigger::kCombined;
   MeasureScope measure_scope = MeasureScope::kNone;
@@ -95,7 +95,7 @@ struct Traits {
   bool uses_topology = true;
   bool needs_symmetric = false;
   bool needs_static = false;
-  std::string needs_reason;  ///< Why, with numbers; part of the refusal.
+  std::string needs_reason = {};  ///< Why, with numbers; part of the refusal.
 };
 
 /// Payload bytes that are not elements x size: compression. Encode and DecodeAdd see whole messages.
