@@ -1,0 +1,255 @@
+#include "border.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "dlpack.h"
+#include "support.h"
+
+namespace bluefog::python {
+namespace {
+
+std::string TypeName(const py::handle& object) {
+  return py::str(py::type::handle_of(object).attr("__name__"));
+}
+
+// Fills count, shape and strides (in elements). False if more than kMaxDims dimensions cannot be
+// merged.
+bool SetShape(TensorView* view, int ndim, const int64_t* shape, const int64_t* strides) {
+  view->count = 1;
+  for (int d = 0; d < ndim; ++d) view->count *= shape[d];
+  std::vector<int64_t> steps(static_cast<size_t>(ndim));
+  int64_t step = 1;
+  for (int d = ndim - 1; d >= 0; --d) {
+    steps[static_cast<size_t>(d)] = strides != nullptr ? strides[d] : step;
+    step *= std::max<int64_t>(shape[d], 1);
+  }
+  std::vector<int64_t> sizes(shape, shape + ndim);
+  while (sizes.size() > static_cast<size_t>(kMaxDims)) {
+    const size_t last = sizes.size() - 1;
+    if (view->count > 0 && sizes[last - 1] != 1 && steps[last - 1] != sizes[last] * steps[last]) {
+      return false;
+    }
+    sizes[last - 1] *= sizes[last];
+    steps[last - 1] = steps[last];
+    sizes.pop_back();
+    steps.pop_back();
+  }
+  view->ndim = static_cast<int8_t>(sizes.size());
+  std::copy(sizes.begin(), sizes.end(), view->shape.begin());
+  std::copy(steps.begin(), steps.end(), view->strides.begin());
+  return true;
+}
+
+std::optional<DType> DTypeOf(char kind, int64_t bytes) {
+  switch (kind) {
+    case 'f':
+      if (bytes == 4) return DType::kFloat32;
+      if (bytes == 8) return DType::kFloat64;
+      if (bytes == 2) return DType::kFloat16;
+      break;
+    case 'i':
+      if (bytes == 8) return DType::kInt64;
+      if (bytes == 4) return DType::kInt32;
+      if (bytes == 2) return DType::kInt16;
+      if (bytes == 1) return DType::kInt8;
+      break;
+    case 'u':
+      if (bytes == 1) return DType::kUInt8;
+      break;
+    case 'b':
+      return DType::kBool;
+    case 'B':  // Ours: bfloat16, which NumPy has no letter for.
+      if (bytes == 2) return DType::kBFloat16;
+      break;
+    default:
+      break;
+  }
+  return std::nullopt;
+}
+
+[[noreturn]] void ThrowDType(const std::string& what, const std::string& dtype) {
+  throw py::type_error(
+      what + " has dtype " + dtype +
+      "; supported are float32, float64, float16, bfloat16, int8, uint8, int16, int32, "
+      "int64 and bool");
+}
+
+Imported ImportNumpy(py::array array, const std::string& what) {
+  Imported result;
+  const py::dtype dtype = array.dtype();
+  const std::optional<DType> known = DTypeOf(dtype.kind(), dtype.itemsize());
+  if (!known || !dtype.attr("isnative").cast<bool>()) ThrowDType(what, py::str(py::object(dtype)));
+  result.view.dtype = *known;
+  result.view.data = const_cast<void*>(array.data());
+  result.writable = array.writeable();
+  const auto ndim = static_cast<int>(array.ndim());
+  std::vector<int64_t> shape(array.shape(), array.shape() + ndim);
+  std::vector<int64_t> strides(static_cast<size_t>(ndim));
+  const int64_t item = dtype.itemsize();
+  for (int d = 0; d < ndim; ++d) {
+    if (array.strides(d) % item != 0) result.dense = false;
+    strides[static_cast<size_t>(d)] = array.strides(d) / item;
+  }
+  result.dense = SetShape(&result.view, ndim, shape.data(), strides.data()) && result.dense &&
+                 result.view.CheckDense().ok();
+  result.owner = std::move(array);
+  return result;
+}
+
+void FromDlTensor(const dlpack::Tensor& tensor, const std::string& what, Imported* result) {
+  if (tensor.device.code != dlpack::kCpu && tensor.device.code != dlpack::kCudaHost) {
+    const bool cuda =
+        tensor.device.code == dlpack::kCuda || tensor.device.code == dlpack::kCudaManaged;
+    Throw(absl::InvalidArgumentError(
+        what + " lies on " +
+        (cuda ? "cuda:" + std::to_string(tensor.device.index)
+              : "a device of DLPack type " + std::to_string(tensor.device.code)) +
+        ": only tensors in host memory can be exchanged; move it there first (tensor.cpu())"));
+  }
+  const char kind = tensor.dtype.code == dlpack::kFloat    ? 'f'
+                    : tensor.dtype.code == dlpack::kInt    ? 'i'
+                    : tensor.dtype.code == dlpack::kUInt   ? 'u'
+                    : tensor.dtype.code == dlpack::kBool   ? 'b'
+                    : tensor.dtype.code == dlpack::kBfloat ? 'B'
+                                                           : '?';
+  const std::optional<DType> dtype = DTypeOf(kind, tensor.dtype.bits / 8);
+  if (!dtype || tensor.dtype.lanes != 1) {
+    ThrowDType(what, "of DLPack type " + std::to_string(tensor.dtype.code) + " with " +
+                         std::to_string(tensor.dtype.bits) + " bits");
+  }
+  result->view.dtype = *dtype;
+  result->view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  result->dense = SetShape(&result->view, tensor.ndim, tensor.shape, tensor.strides) &&
+                  result->view.CheckDense().ok();
+}
+
+// Takes the tensor out of the capsule; the result gives it back when it is destroyed.
+template <typename Managed>
+py::object Adopt(const py::handle& capsule, Managed* managed, const char* used_name) {
+  if (PyCapsule_SetName(capsule.ptr(), used_name) != 0) throw py::error_already_set();
+  return py::capsule(managed, [](void* pointer) {
+    auto* tensor = static_cast<Managed*>(pointer);
+    if (tensor->deleter != nullptr) tensor->deleter(tensor);
+  });
+}
+
+Imported ImportCapsule(const py::handle& capsule, const std::string& what) {
+  Imported result;
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::kName)) {
+    auto* managed =
+        static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kName));
+    result.owner = Adopt(capsule, managed, dlpack::kUsedName);
+    FromDlTensor(managed->tensor, what, &result);
+  } else if (PyCapsule_IsValid(capsule.ptr(), dlpack::kVersionedName)) {
+    auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), dlpack::kVersionedName));
+    if (managed->major != 1) {
+      throw py::type_error(what + " uses DLPack version " + std::to_string(managed->major) +
+                           "; versions 0 and 1 are known here");
+    }
+    result.owner = Adopt(capsule, managed, dlpack::kUsedVersionedName);
+    result.writable = (managed->flags & dlpack::kReadOnlyFlag) == 0;
+    FromDlTensor(managed->tensor, what, &result);
+  } else {
+    throw py::type_error(what + " is a capsule, but not an unused DLPack one");
+  }
+  return result;
+}
+
+}  // namespace
+
+Imported Import(const py::handle& object, const std::string& what) {
+  if (PyCapsule_CheckExact(object.ptr())) return ImportCapsule(object, what);
+  if (py::isinstance<py::array>(object)) {
+    return ImportNumpy(py::reinterpret_borrow<py::array>(object), what);
+  }
+  if (py::hasattr(object, "__dlpack__")) {
+    const py::object capsule = object.attr("__dlpack__")();
+    return ImportCapsule(capsule, what);
+  }
+  throw py::type_error(what + " is a " + TypeName(object) +
+                       "; expected a NumPy array or an object with __dlpack__");
+}
+
+py::array ToNumpy(const TensorView& view, std::shared_ptr<void> memory) {
+  if (view.dtype == DType::kBFloat16) {
+    throw py::type_error("NumPy has no bfloat16; use bluefog.torch, or send float32");
+  }
+  std::vector<py::ssize_t> shape(view.shape.begin(), view.shape.begin() + view.ndim);
+  std::vector<py::ssize_t> strides(view.strides.begin(), view.strides.begin() + view.ndim);
+  for (py::ssize_t& stride : strides) stride *= SizeOf(view.dtype);
+  const py::dtype dtype(NameOf(view.dtype));
+  if (view.data == nullptr) return py::array(dtype, std::move(shape));
+  const py::capsule base(new std::shared_ptr<void>(std::move(memory)), [](void* pointer) {
+    if (!InForkedChild()) delete static_cast<std::shared_ptr<void>*>(pointer);
+  });
+  return py::array(dtype, std::move(shape), std::move(strides), view.data, base);
+}
+
+py::capsule ToDlpack(const TensorView& view, std::shared_ptr<void> memory) {
+  struct Owner {
+    dlpack::ManagedTensor managed;
+    std::array<int64_t, kMaxDims> shape, strides;
+    std::shared_ptr<void> memory;
+  };
+  auto* owner = new Owner{{}, view.shape, view.strides, std::move(memory)};
+  dlpack::TypeCode code = dlpack::kFloat;
+  switch (view.dtype) {
+    case DType::kBFloat16:
+      code = dlpack::kBfloat;
+      break;
+    case DType::kInt8:
+    case DType::kInt16:
+    case DType::kInt32:
+    case DType::kInt64:
+      code = dlpack::kInt;
+      break;
+    case DType::kUInt8:
+      code = dlpack::kUInt;
+      break;
+    case DType::kBool:
+      code = dlpack::kBool;
+      break;
+    case DType::kFloat16:
+    case DType::kFloat32:
+    case DType::kFloat64:
+      break;
+  }
+  owner->managed.tensor = {view.data,
+                           {dlpack::kCpu, 0},
+                           view.ndim,
+                           {code, static_cast<uint8_t>(8 * SizeOf(view.dtype)), 1},
+                           owner->shape.data(),
+                           owner->strides.data(),
+                           0};
+  owner->managed.context = owner;
+  owner->managed.deleter = [](dlpack::ManagedTensor* managed) {
+    if (!InForkedChild()) delete static_cast<Owner*>(managed->context);
+  };
+  return py::capsule(&owner->managed, dlpack::kName, [](PyObject* capsule) {
+    if (!PyCapsule_IsValid(capsule, dlpack::kName)) return;  // A consumer took it.
+    auto* managed =
+        static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, dlpack::kName));
+    managed->deleter(managed);
+  });
+}
+
+DType DTypeFromName(const std::string& name) {
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (name == NameOf(static_cast<DType>(i))) return static_cast<DType>(i);
+  }
+  ThrowDType("the tensor", "'" + name + "'");
+}
+
+TensorView ContiguousView(void* data, DType dtype, const std::vector<int64_t>& shape) {
+  TensorView view;
+  view.data = data;
+  view.dtype = dtype;
+  SetShape(&view, static_cast<int>(shape.size()), shape.data(), nullptr);
+  return view;
+}
+
+}  // namespace bluefog::python

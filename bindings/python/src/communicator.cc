@@ -1,0 +1,215 @@
+// Communicator and Work for Python.
+#include "communicator.h"
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pybind11/stl.h>
+
+#include "border.h"
+#include "support.h"
+
+namespace bluefog::python {
+namespace {
+
+using Weights = std::vector<std::pair<int, double>>;
+
+std::vector<Edge> ToEdges(const Weights& weights) {
+  std::vector<Edge> edges;
+  for (const auto& [rank, weight] : weights) edges.push_back({rank, weight});
+  return edges;
+}
+
+class PyWork {
+ public:
+  explicit PyWork(std::shared_ptr<Work> work) : work_(std::move(work)) {}
+  PyWork(PyWork&&) = default;
+  ~PyWork() {
+    // In a forked child the engine's locks may be held for ever: let it be.
+    if (InForkedChild()) new std::shared_ptr<Work>(std::move(work_));
+  }
+
+  bool Done() const {
+    ThrowIfForked();
+    return work_->done();
+  }
+
+  void Wait() const {
+    ThrowIfForked();
+    Status status;
+    if (work_->done()) {
+      const py::gil_scoped_release release;
+      status = work_->Wait();
+    } else {
+      status = WaitInSlices([this](auto slice) { return work_->Wait(slice); },
+                            [this] { return work_->done(); });
+    }
+    DropReleased();
+    ThrowIfError(status);
+  }
+
+  py::array Numpy() const { return ToNumpy(work_->output(), work_->output_memory()); }
+  py::capsule Dlpack() const { return ToDlpack(work_->output(), work_->output_memory()); }
+
+ private:
+  std::shared_ptr<Work> work_;
+};
+
+// None: the input has gaps or overlaps and the caller should pass a contiguous copy.
+std::optional<PyWork> Submit(const Session& session, Op op, const std::string& name,
+                             const py::object& input, bool in_place, bool average, int root,
+                             std::optional<double> self_weight, const Weights& src,
+                             const std::optional<Weights>& dst) {
+  Communicator& communicator = session.get();
+  DropReleased();
+  OpSpec spec;
+  spec.op = op;
+  spec.name = name;
+  spec.average = average;
+  spec.root = root;
+  if (!input.is_none()) {
+    const std::string what =
+        "tensor " + (name.empty() ? std::string() : "'" + name + "' ") + "of " + NameOf(op);
+    Imported tensor = Import(input, what);
+    if (in_place && !tensor.writable) {
+      Throw(absl::InvalidArgumentError(what + "_ is read-only memory (" + tensor.view.ToString() +
+                                       "): pass a copy, or use the call that returns its result"));
+    }
+    if (!tensor.dense) {
+      if (!in_place) return std::nullopt;
+      Throw(absl::InvalidArgumentError(
+          what + "_ is not dense in memory (" + tensor.view.ToString() +
+          "): in place works on tensors without gaps; pass a contiguous tensor, or use the call "
+          "that returns its result"));
+    }
+    spec.input = tensor.view;
+    if (in_place) spec.output = tensor.view;
+    spec.keep_alive = KeepAlive(std::move(tensor.owner));
+  }
+  if (self_weight) {
+    spec.weights = MixingWeights{*self_weight, ToEdges(src), std::nullopt};
+    if (dst) spec.weights->dst = ToEdges(*dst);
+  }
+  StatusOr<std::shared_ptr<Work>> work = absl::UnknownError("");
+  {
+    const py::gil_scoped_release release;
+    work = communicator.Submit(std::move(spec));
+  }
+  return PyWork(ValueOrThrow(std::move(work)));
+}
+
+py::dict Stats(const Session& session) {
+  const EngineStats s = session.get().stats();
+  return py::dict(py::arg("ops_submitted") = s.ops_submitted, py::arg("ops_done") = s.ops_done,
+                  py::arg("ops_failed") = s.ops_failed, py::arg("messages_sent") = s.messages_sent,
+                  py::arg("bytes_sent") = s.bytes_sent, py::arg("posts_sent") = s.posts_sent,
+                  py::arg("nacks_sent") = s.nacks_sent, py::arg("allocations") = s.allocations,
+                  py::arg("bytes_pinned") = s.bytes_pinned,
+                  py::arg("control_messages") = s.control_messages,
+                  py::arg("nonfinite_gradients") = s.nonfinite_gradients,
+                  py::arg("busy_ns") = s.busy_ns, py::arg("blocked_ns") = s.blocked_ns);
+}
+
+std::pair<TensorView, std::shared_ptr<void>> Allocate(const Session& session,
+                                                      const std::vector<int64_t>& shape,
+                                                      const std::string& dtype) {
+  TensorView view = ContiguousView(nullptr, DTypeFromName(dtype), shape);
+  std::shared_ptr<std::byte> memory = ValueOrThrow(session.get().Allocate(view.bytes()));
+  view.data = memory.get();
+  return {view, std::move(memory)};
+}
+
+}  // namespace
+
+Session::Session(std::unique_ptr<Communicator> communicator)
+    : communicator_(communicator.release(), [](Communicator* pointer) {
+        if (InForkedChild()) return;
+        if (PyGILState_Check() != 0) {
+          const py::gil_scoped_release release;
+          delete pointer;
+        } else {
+          delete pointer;
+        }
+      }) {
+  MarkForksFromNowOn();
+}
+
+Communicator& Session::get() const {
+  ThrowIfForked();
+  return *communicator_;
+}
+
+void BindCommunicator(py::module_& module) {
+  py::enum_<Op>(module, "Op")
+      .value("neighbor_allreduce", Op::kNeighborAllreduce)
+      .value("allreduce", Op::kAllreduce)
+      .value("broadcast", Op::kBroadcast)
+      .value("allgather", Op::kAllgather)
+      .value("barrier", Op::kBarrier);
+
+  py::class_<PyWork>(module, "Work")
+      .def("done", &PyWork::Done)
+      .def("wait", &PyWork::Wait)
+      .def("to_numpy", &PyWork::Numpy)
+      .def("to_dlpack", &PyWork::Dlpack);
+
+  py::class_<Session>(module, "Communicator")
+      .def_static("create",
+                  [] {
+                    ThrowIfForked();
+                    return Session(ValueOrThrow(
+                        RunInterruptibly([]() -> StatusOr<std::unique_ptr<Communicator>> {
+                          StatusOr<Config> config = Config::FromEnvironment();
+                          if (!config.ok()) return config.status();
+                          return Communicator::Create({.config = *std::move(config)});
+                        })));
+                  })
+      .def_property_readonly("rank", [](const Session& s) { return s.get().rank(); })
+      .def_property_readonly("size", [](const Session& s) { return s.get().size(); })
+      .def_property_readonly("local_rank", [](const Session& s) { return s.get().local_rank(); })
+      .def_property_readonly("local_size", [](const Session& s) { return s.get().local_size(); })
+      .def_property_readonly("launched_by", [](const Session& s) { return s.get().launched_by(); })
+      .def("set_topology",
+           [](const Session& session, const TopologySequence& topology) {
+             Communicator& communicator = session.get();
+             Status status;
+             {
+               const py::gil_scoped_release release;
+               status = communicator.SetTopology(topology);
+             }
+             ThrowIfError(status);
+           })
+      .def("topology",
+           [](const Session& s) {
+             return std::const_pointer_cast<TopologySequence>(s.get().topology());
+           })
+      .def("submit", &Submit, py::arg("op"), py::arg("name") = "", py::arg("input") = py::none(),
+           py::arg("in_place") = false, py::arg("average") = true, py::arg("root") = 0,
+           py::arg("self_weight") = py::none(), py::arg("src") = Weights{},
+           py::arg("dst") = py::none())
+      .def("empty_numpy",
+           [](const Session& session, const std::vector<int64_t>& shape, const std::string& dtype) {
+             auto [view, memory] = Allocate(session, shape, dtype);
+             return ToNumpy(view, std::move(memory));
+           })
+      .def("empty_dlpack",
+           [](const Session& session, const std::vector<int64_t>& shape, const std::string& dtype) {
+             auto [view, memory] = Allocate(session, shape, dtype);
+             return ToDlpack(view, std::move(memory));
+           })
+      .def("stats", &Stats)
+      .def("check", [](const Session& s) { ThrowIfError(s.get().status()); })
+      .def("shutdown", [](const Session& session) {
+        Communicator& communicator = session.get();
+        {
+          const py::gil_scoped_release release;
+          communicator.Shutdown();
+        }
+        DropReleased();
+      });
+  module.def("in_forked_child", &InForkedChild);
+}
+
+}  // namespace bluefog::python

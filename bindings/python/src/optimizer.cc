@@ -1,0 +1,221 @@
+// DistributedOptimizer for Python: tensors come as DLPack capsules, so that pointer, dtype and
+// strides of each are read and compared anew at every step.
+#include <array>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <bluefog/distributed_optimizer.h>
+#include <pybind11/stl.h>
+
+#include "border.h"
+#include "communicator.h"
+#include "support.h"
+
+namespace bluefog::python {
+namespace {
+
+using Parameter = std::tuple<std::string, py::object, int>;      // name, tensor, group
+using Hypers = std::vector<std::tuple<double, double, double>>;  // lr, momentum, weight_decay
+
+// What Bind found to differ from the registration; the Python side knows what to do about it.
+enum class Mismatch { kNone, kParameter, kGradient, kState };
+
+class PyOptimizer {
+ public:
+  PyOptimizer(const Session& session, const std::string& plugin,
+              const std::vector<Parameter>& parameters, std::shared_ptr<TopologySequence> topology,
+              bool allow_unstable, int64_t step)
+      : communicator_(session.shared()) {
+    Communicator* communicator = &session.get();
+    DistributedOptimizerOptions options;
+    options.plugin = plugin;
+    options.topology = std::move(topology);
+    options.allow_unstable = allow_unstable;
+    options.step = step;
+    for (const auto& [name, tensor, group] : parameters) {
+      const std::string what = "parameter '" + name + "'";
+      const Imported imported = Import(tensor, what);
+      if (!imported.dense) {
+        Throw(absl::InvalidArgumentError(what + " is not dense in memory (" +
+                                         imported.view.ToString() +
+                                         "): make it contiguous before the optimizer is made"));
+      }
+      if (imported.view.dtype != DType::kFloat32 && imported.view.dtype != DType::kFloat64) {
+        Throw(absl::InvalidArgumentError(
+            what + " is " + imported.view.ToString() +
+            ": parameters must be float32 or float64; keep the model in float32 and compute in "
+            "lower precision under autocast"));
+      }
+      views_.push_back(imported.view);
+      options.params.push_back({.name = name,
+                                .count = imported.view.count,
+                                .dtype = imported.view.dtype,
+                                .group = group,
+                                .layout_hash = imported.view.LayoutHash(),
+                                .layout = imported.view.ToString()});
+    }
+    bindings_.resize(views_.size());
+    // The engine's side of Create belongs to whoever still runs it after a Ctrl-C.
+    auto shared_options = std::make_shared<DistributedOptimizerOptions>(std::move(options));
+    optimizer_ =
+        ValueOrThrow(RunInterruptibly([communicator, shared_options, hold = session.shared()] {
+          return DistributedOptimizer::Create(communicator, std::move(*shared_options));
+        }));
+  }
+
+  PyOptimizer(const PyOptimizer&) = delete;
+  PyOptimizer& operator=(const PyOptimizer&) = delete;
+
+  ~PyOptimizer() {
+    if (optimizer_ == nullptr) return;
+    if (InForkedChild() || optimizer_->in_step()) {
+      // The engine may still read the tensors: they stay, and so does it.
+      (void)optimizer_.release();
+      new std::shared_ptr<Communicator>(communicator_);
+      for (py::object& object : keep_) (void)object.release();
+      return;
+    }
+    const py::gil_scoped_release release;
+    optimizer_.reset();
+  }
+
+  /// Step and Ready use these hyper-parameters until the next call.
+  void SetHypers(const Hypers& hypers) {
+    hypers_.clear();
+    for (const auto& [lr, momentum, weight_decay] : hypers) {
+      hypers_.push_back({.lr = lr, .momentum = momentum, .weight_decay = weight_decay});
+    }
+  }
+
+  /// Binds parameter `index` for this step. Nothing is bound where the result is not kNone.
+  Mismatch Bind(int index, const py::object& x, const py::object& gradient,
+                const py::args& states) {
+    ThrowIfForked();
+    const auto i = static_cast<size_t>(index);
+    const TensorView& expected = views_.at(i);
+    ParameterBinding binding;
+    Imported tensor = Import(x, kWhat);
+    if (!SameLayout(tensor, expected)) return Mismatch::kParameter;
+    binding.x = tensor.view.data;
+    std::array<py::object, 2 + kMaxStates> keep;
+    keep[0] = std::move(tensor.owner);
+    if (!gradient.is_none()) {
+      tensor = Import(gradient, kWhat);
+      if (!SameLayout(tensor, expected)) return Mismatch::kGradient;
+      binding.g = tensor.view.data;
+      keep[1] = std::move(tensor.owner);
+    }
+    for (size_t k = 0; k < states.size() && k < kMaxStates; ++k) {
+      tensor = Import(states[k], kWhat);
+      if (!SameLayout(tensor, expected)) return Mismatch::kState;
+      binding.state[k] = tensor.view.data;
+      keep[2 + k] = std::move(tensor.owner);
+    }
+    bindings_[i] = binding;
+    for (py::object& object : keep) {
+      if (object) keep_.push_back(std::move(object));
+    }
+    return Mismatch::kNone;
+  }
+
+  Mismatch Ready(int index, const py::object& x, const py::object& gradient,
+                 const py::args& states) {
+    const Mismatch mismatch = Bind(index, x, gradient, states);
+    if (mismatch == Mismatch::kNone) {
+      ThrowIfError(optimizer_->Ready(index, bindings_[static_cast<size_t>(index)], hypers_));
+    }
+    return mismatch;
+  }
+
+  /// Opens the gates and waits. After a Ctrl-C in it the next call goes on waiting.
+  void Step() {
+    ThrowIfForked();
+    if (!begun_) {
+      Status status;
+      {
+        const py::gil_scoped_release release;
+        status = optimizer_->BeginStep(bindings_, hypers_);
+      }
+      ThrowIfError(status);
+      begun_ = true;
+    }
+    const Status status = WaitInSlices([this](auto slice) { return optimizer_->WaitStep(slice); },
+                                       [this] { return !optimizer_->in_step(); });
+    begun_ = false;
+    if (!optimizer_->in_step()) keep_.clear();
+    DropReleased();
+    ThrowIfError(status);
+  }
+
+  DistributedOptimizer& get() const {
+    ThrowIfForked();
+    return *optimizer_;
+  }
+  const Traits& traits() const { return optimizer_->traits(); }
+  bool begun() const { return begun_; }
+
+ private:
+  static bool SameLayout(const Imported& tensor, const TensorView& expected) {
+    return tensor.dense && tensor.view.dtype == expected.dtype &&
+           tensor.view.ndim == expected.ndim && tensor.view.shape == expected.shape &&
+           (tensor.view.strides == expected.strides ||
+            tensor.view.LayoutHash() == expected.LayoutHash());
+  }
+
+  static inline const std::string kWhat = "a tensor of the optimizer";
+
+  // Destroyed in reverse: the optimizer first, what it reads and who runs it later.
+  std::shared_ptr<Communicator> communicator_;
+  std::vector<py::object> keep_;
+  std::vector<TensorView> views_;
+  std::vector<ParameterBinding> bindings_;
+  std::vector<Hyper> hypers_;
+  bool begun_ = false;
+  std::unique_ptr<DistributedOptimizer> optimizer_;
+};
+
+}  // namespace
+
+void BindOptimizer(py::module_& module) {
+  py::enum_<Mismatch>(module, "Mismatch")
+      .value("none", Mismatch::kNone)
+      .value("parameter", Mismatch::kParameter)
+      .value("gradient", Mismatch::kGradient)
+      .value("state", Mismatch::kState);
+
+  py::class_<PyOptimizer>(module, "DistributedOptimizer")
+      .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
+                    std::shared_ptr<TopologySequence>, bool, int64_t>(),
+           py::arg("communicator"), py::arg("plugin"), py::arg("params"), py::arg("topology"),
+           py::arg("allow_unstable"), py::arg("step"))
+      .def("set_hypers", &PyOptimizer::SetHypers)
+      .def("bind", &PyOptimizer::Bind)
+      .def("ready", &PyOptimizer::Ready)
+      .def("run_step", &PyOptimizer::Step)
+      .def("set_topology",
+           [](const PyOptimizer& o, std::shared_ptr<TopologySequence> topology, int64_t from_step) {
+             ThrowIfError(o.get().SetTopology(std::move(topology), from_step));
+           })
+      .def_property(
+          "step", [](const PyOptimizer& o) { return o.get().step(); },
+          [](const PyOptimizer& o, int64_t step) { ThrowIfError(o.get().SetStep(step)); })
+      .def_property_readonly("in_step", [](const PyOptimizer& o) { return o.get().in_step(); })
+      .def_property_readonly("begun", &PyOptimizer::begun)
+      .def_property_readonly("bytes_pinned",
+                             [](const PyOptimizer& o) { return o.get().bytes_pinned(); });
+
+  module.def("optimizer_names", [] { return OptimizerNames(); });
+  module.def("optimizer_traits", [](const std::string& name) {
+    const std::unique_ptr<Optimizer> optimizer = ValueOrThrow(MakeOptimizer(name));
+    const Traits& t = optimizer->traits();
+    return py::dict(py::arg("name") = t.name, py::arg("summary") = t.summary,
+                    py::arg("source") = t.source, py::arg("payloads") = t.payloads,
+                    py::arg("states") = t.states, py::arg("uses_topology") = t.uses_topology,
+                    py::arg("needs_symmetric") = t.needs_symmetric,
+                    py::arg("needs_static") = t.needs_static);
+  });
+}
+
+}  // namespace bluefog::python
