@@ -1,6 +1,6 @@
-// Named places at which a test makes something go wrong, so that fault tests need no sleeps. Off: one
-// predictable branch. Set by BLUEFOG_FAILPOINTS="name=action[@n]; …" (n: the n-th time, default the first)
-// or SetFailpoints. Actions:
+// Named places at which a test makes something go wrong, so that fault tests need no sleeps. Off:
+// one predictable branch. Set by BLUEFOG_FAILPOINTS="name=action[@n]; …" (n: the n-th time, default
+// the first) or SetFailpoints. Actions:
 //   kill     SIGKILL to this process
 //   stop     SIGSTOP to this process
 //   error    the place fails: FailpointHit returns true and the code there returns its error

@@ -1,7 +1,8 @@
-// Logging through spdlog to stderr, with the rank in front. Kept behind two functions so that spdlog's
-// headers stay in log.cc.
+// Logging through spdlog to stderr, with the rank in front. Kept behind a few functions so that
+// spdlog's headers stay in log.cc. Everything here is thread-safe and never throws.
 #pragma once
 
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -9,7 +10,12 @@ namespace bluefog {
 
 enum class LogLevel { kTrace, kDebug, kInfo, kWarning, kError, kOff };
 
-/// False if `level` is not one of trace, debug, info, warn, error, off.
+/// "trace", "debug", "info", "warn", "error", "off".
+const char* NameOf(LogLevel level);
+/// Those names in any case, and BlueFog's "warning" and "fatal" (taken as error).
+std::optional<LogLevel> ParseLogLevel(const std::string& text);
+
+/// False, and nothing changes, if ParseLogLevel does not know `level`.
 bool SetLogLevel(const std::string& level, bool hide_time);
 /// Prefix of every line of this process from now on; -1: none.
 void SetLogRank(int rank);
@@ -19,9 +25,9 @@ void LogMessage(LogLevel level, const std::string& message);
 }  // namespace bluefog
 
 /// BLUEFOG_LOG(kInfo) << "…";
-#define BLUEFOG_LOG(level)                                                                       \
-  for (bool bluefog_log_once = ::bluefog::LogEnabled(::bluefog::LogLevel::level); bluefog_log_once; \
-       bluefog_log_once = false)                                                                 \
+#define BLUEFOG_LOG(level)                                                        \
+  for (bool bluefog_log_once = ::bluefog::LogEnabled(::bluefog::LogLevel::level); \
+       bluefog_log_once; bluefog_log_once = false)                                \
   ::bluefog::LogLine(::bluefog::LogLevel::level).stream()
 
 namespace bluefog {

@@ -1,5 +1,5 @@
-// std::mutex with clang's thread-safety annotations. (ThreadSanitizer reports false races through the
-// packaged absl::Mutex, hence our own wrapper.)
+// std::mutex with clang's thread-safety annotations. (ThreadSanitizer reports false races through
+// the packaged absl::Mutex, hence our own wrapper.)
 #pragma once
 
 #include <chrono>
