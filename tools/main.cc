@@ -17,15 +17,16 @@ void Fail(const Status& status, int code) {
 namespace {
 
 // CLI11 takes "-np" for "-n p". Options of the subcommand with one dash and several letters get
-// their second dash; what follows the first positional (the user's own command) is left alone.
+// their second dash; the user's own command behind `run` is left alone.
 void RepairLongOptions(const CLI::App& app, std::vector<std::string>& args) {
   if (args.empty()) return;
   const auto commands =
       app.get_subcommands([&](const CLI::App* c) { return c->check_name(args[0]); });
   if (commands.empty()) return;
   const CLI::App* command = commands.front();
-  for (size_t i = 1; i < args.size() && args[i].starts_with('-') && args[i] != "--"; ++i) {
-    if (!args[i].starts_with("--") && args[i].size() > 2 &&
+  for (size_t i = 1; i < args.size() && args[i] != "--"; ++i) {
+    if (!args[i].starts_with('-') && args[0] == "run") return;
+    if (args[i].starts_with('-') && !args[i].starts_with("--") && args[i].size() > 2 &&
         command->get_option_no_throw("-" + args[i].substr(0, args[i].find('='))) != nullptr) {
       args[i].insert(0, "-");
     }
@@ -40,6 +41,9 @@ int Main(int argc, char** argv) {
   app.name("bluefog");
   app.set_version_flag("-v,--version", "bluefog " BLUEFOG_VERSION);
   app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return std::string("bluefog: ") + error.what() + "\nbluefog --help explains the options\n";
+  });
   AddTopo(app);
   AddInfo(app);
 
