@@ -1,4 +1,4 @@
-"""The installed package as a C++ user sees it: CMake, pkg-config, what the library shows and links."""
+"""The installed package as a C++ user sees it: CMake, pkg-config, exports and linked libraries."""
 
 import importlib.util
 import os
