@@ -4,9 +4,6 @@
 // Yuan et al. 2021, Algorithm 2 and equations 8 and 10, in velocity form (v = lr times the paper's
 // momentum): Algorithm 2 as printed divides by lr, which fails at lr = 0 and rescales the momentum
 // when lr changes.
-#include <algorithm>
-#include <array>
-
 #include <bluefog/elementwise.h>
 #include <bluefog/optimizer.h>
 
@@ -32,19 +29,7 @@ class DecentLaM final : public Optimizer {
   Status Consume(const StepContext& ctx, std::span<const Segment> segments) override {
     if (Status status = elementwise::CheckDType(ctx.dtype); !status.ok()) return status;
     for (const Segment& s : segments) {
-      // x - mixed goes through a small buffer: no vector that came in may be overwritten by it.
-      alignas(64) std::array<std::byte, 4096> difference;
-      const int64_t size = SizeOf(ctx.dtype);
-      const auto chunk = static_cast<int64_t>(difference.size()) / size;
-      for (int64_t i = 0; i < s.n; i += chunk) {
-        const int64_t n = std::min(chunk, s.n - i);
-        std::byte* x = static_cast<std::byte*>(s.x) + i * size;
-        std::byte* v = static_cast<std::byte*>(s.state[0]) + i * size;
-        const std::byte* mixed = static_cast<const std::byte*>(s.mixed[0]) + i * size;
-        elementwise::Sub(ctx.dtype, n, difference.data(), x, mixed);
-        elementwise::MulAdd(ctx.dtype, n, v, s.hyper->momentum, v, difference.data());
-        elementwise::Sub(ctx.dtype, n, x, x, v);
-      }
+      elementwise::HeavyBall(ctx.dtype, s.n, s.x, s.state[0], s.hyper->momentum, s.mixed[0]);
     }
     return absl::OkStatus();
   }

@@ -95,6 +95,27 @@ void Sub(DType dtype, int64_t n, void* out, const void* x, const void* y) {
   });
 }
 
+void HeavyBall(DType dtype, int64_t n, void* x, void* v, double beta, const void* target) {
+  WithType(dtype, [&](auto t) HWY_ATTR {
+    using T = decltype(t);
+    const auto s = static_cast<T>(beta);
+    const auto move = [&](auto d, int64_t i) HWY_ATTR {
+      T* px = static_cast<T*>(x) + i;
+      T* pv = static_cast<T*>(v) + i;
+      const auto old = hn::LoadU(d, px);
+      const auto step = hn::Sub(old, hn::LoadU(d, static_cast<const T*>(target) + i));
+      const auto velocity = Fma(d, hn::Set(d, s), hn::LoadU(d, pv), step);
+      hn::StoreU(velocity, d, pv);
+      hn::StoreU(hn::Sub(old, velocity), d, px);
+    };
+    const hn::ScalableTag<T> d;
+    const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) move(d, i);
+    for (; i < n; ++i) move(One<T>(), i);
+  });
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> LoadDouble(D d, const double* p) {
   return hn::LoadU(d, p);
@@ -168,6 +189,7 @@ HWY_EXPORT(ScaleAdd);
 HWY_EXPORT(Scale);
 HWY_EXPORT(Add);
 HWY_EXPORT(Sub);
+HWY_EXPORT(HeavyBall);
 HWY_EXPORT(SumOfSquares);
 HWY_EXPORT(CountNonFinite);
 }  // namespace
@@ -198,6 +220,9 @@ void Add(DType dtype, int64_t n, void* out, const void* x, const void* y) {
 }
 void Sub(DType dtype, int64_t n, void* out, const void* x, const void* y) {
   HWY_DYNAMIC_DISPATCH(Sub)(dtype, n, out, x, y);
+}
+void HeavyBall(DType dtype, int64_t n, void* x, void* v, double beta, const void* target) {
+  HWY_DYNAMIC_DISPATCH(HeavyBall)(dtype, n, x, v, beta, target);
 }
 double SumOfSquares(DType dtype, int64_t n, const void* x) {
   return HWY_DYNAMIC_DISPATCH(SumOfSquares)(dtype, n, x);

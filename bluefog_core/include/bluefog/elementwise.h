@@ -1,7 +1,7 @@
 // Element-wise arithmetic for optimizer plugins, dispatched at run time to the best instruction set
 // and bit-equal on all of them. `n` elements of `dtype` (kFloat32 or kFloat64); scalars are rounded
-// to the element type first. out may be the same pointer as an input; partial overlap is not allowed.
-// Other types (CheckDType) are left untouched by all but Copy.
+// to the element type first. out may be the same pointer as an input; partial overlap is not
+// allowed. Other types (CheckDType) are left untouched by all but Copy.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,9 @@ void Scale(DType dtype, int64_t n, void* out, double a, const void* x);
 void Add(DType dtype, int64_t n, void* out, const void* x, const void* y);
 /// out = x - y
 void Sub(DType dtype, int64_t n, void* out, const void* x, const void* y);
+/// v = fma(beta, v, x - target), then x = x - v: one heavy-ball step of x towards `target`, in one
+/// pass. x, v and target are three different arrays.
+void HeavyBall(DType dtype, int64_t n, void* x, void* v, double beta, const void* target);
 /// Sum of squares in fp64, in an order fixed by n alone.
 double SumOfSquares(DType dtype, int64_t n, const void* x);
 /// How many elements are NaN or infinite.
