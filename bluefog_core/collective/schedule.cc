@@ -80,6 +80,12 @@ std::string ToString(const Range& range) {
          std::to_string(range.begin) + "+" + std::to_string(range.count);
 }
 
+std::string ToString(const Step& step) {
+  std::ostringstream out;
+  Print(step, out);
+  return out.str();
+}
+
 std::vector<int> Schedule::sources() const {
   std::set<int> ranks;
   for (const Step& step : steps) {
@@ -101,7 +107,7 @@ std::string Schedule::ToString() const {
   for (size_t i = 0; i < steps.size(); ++i) {
     out << "#" << i << " ";
     Print(steps[i], out);
-    out << "\n";
+    out << '\n';
   }
   return out.str();
 }

@@ -90,6 +90,9 @@ struct Step {
   int32_t group = -1;             ///< Equal for the steps that run as one; -1: alone.
 };
 
+/// "copy output[0] 0+3 = #4".
+std::string ToString(const Step& step);
+
 /// Steps are sorted: `after` and `sources` name earlier steps only. The operation is complete when
 /// all steps are done, so buffers may be touched again only when all peers have released what they
 /// read.
