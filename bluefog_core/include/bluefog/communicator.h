@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -60,12 +61,16 @@ class Work {
   virtual Status Wait(std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max()) = 0;
   /// After done() with Ok. Fresh outputs stay valid as long as `output_memory` is held.
   virtual TensorView output() const = 0;
-  virtual std::shared_ptr<void> output_memory() const = 0;
+  virtual std::shared_ptr<std::byte> output_memory() const = 0;
 };
 
 /// Options that are not settings of the environment.
 struct CommunicatorOptions {
   Config config;
+  /// Asked about every 100 ms while Create waits for the other ranks; true gives up (Ctrl-C).
+  std::function<bool()> interrupted;
+  /// CreateInProcess: payloads beyond eager_bytes arrive as over a network, and are fetched.
+  bool fetch_views = false;
 };
 
 struct EngineStats {

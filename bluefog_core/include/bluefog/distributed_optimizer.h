@@ -7,7 +7,10 @@
 // engine. Not thread-safe, but Ready may come from another thread than Step if they do not overlap.
 #pragma once
 
+#include <array>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -45,6 +48,8 @@ struct DistributedOptimizerOptions {
   std::shared_ptr<const TopologySequence> topology;
   bool allow_unstable = false;  ///< Run on a graph that CheckTopology refuses; warns.
   int64_t step = 0;             ///< First step, when resuming.
+  /// Asked about every 100 ms while Create waits for the other ranks; true gives up (Ctrl-C).
+  std::function<bool()> interrupted;
 };
 
 class DistributedOptimizer {

@@ -1,0 +1,219 @@
+#include "engine/bucket.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include <bluefog/elementwise.h>
+
+#include "base/hash.h"
+
+namespace bluefog {
+
+void OptimizerShared::Fail(const Status& status) {
+  MutexLock lock(mu);
+  if (failure.ok()) failure = status;
+}
+
+void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan, bool delayed,
+                       bool previous_first, bool consume_open, uint64_t plan_hash) {
+  in_use_.store(true, std::memory_order_release);
+  ctx_ = ctx;
+  plan_ = std::move(plan);
+  delayed_ = delayed;
+  previous_first_ = previous_first;
+  consume_open_ = consume_open;
+  plan_hash_ = plan_hash;
+  op_ = nullptr;
+  produced_ = consumed_ = reduced_ = false;
+  const auto measures = static_cast<size_t>(shared_->plugin->traits().measures);
+  if (shared_->plugin->traits().measure_scope == MeasureScope::kParameter) {
+    totals_.assign(bucket_->params.size() * measures, 0.0);
+    partials_.assign(static_cast<size_t>(plan_->measures) * totals_.size(), 0.0);
+  }
+  shared_->in_flight.fetch_add(1);
+}
+
+void BucketStep::Start(Executor* executor) {
+  executor_ = executor;
+  BucketStep* const before =
+      previous_first_ ? bucket_->occupant[(slot() + Bucket::kDepth - 1) % Bucket::kDepth]
+                      : bucket_->occupant[slot()];
+  const bool wait = before != nullptr || bucket_->occupant[slot()] != nullptr;
+  Operation* op = executor->NewOperation();
+  static_cast<Submission&>(*op) = Submission{};
+  const int64_t es = SizeOf(bucket_->dtype);
+  op->op = Op::kOptimizer;
+  op->name = bucket_->name;
+  op->key = {bucket_->name->hash, bucket_->uses++, 0};
+  op->plan = plan_;
+  op->input = TensorView::Of(nullptr, bucket_->count, bucket_->dtype);
+  op->dtype = bucket_->dtype;
+  op->element_bytes = es;
+  for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {
+    op->in[p] = bucket_->payload[slot()].get() + p * bucket_->count * es;
+    if (bucket_->mixed[slot()] != nullptr) {
+      op->out[p] = bucket_->mixed[slot()].get() + p * bucket_->count * es;
+    }
+  }
+  const Hyper& hyper = shared_->hypers[static_cast<size_t>(bucket_->group)];
+  op->plan_hash = plan_hash_;
+  op->value = hyper.lr;
+  op->step = ctx_.step;
+  op->description_hash = StableHash()
+                             .Add(bucket_->count)
+                             .Add(bucket_->dtype)
+                             .Add(hyper.momentum)
+                             .Add(hyper.weight_decay)
+                             .value();
+  op->dedicated = true;
+  op->hooks = this;
+  op->produce_open = !wait;
+  op->consume_open = consume_open_;
+  op_ = op;
+  if (wait) bucket_->waiting = this;
+  // Occupied from now on; the one before gives it up in OnDone.
+  if (bucket_->occupant[slot()] == nullptr) bucket_->occupant[slot()] = this;
+  executor->Start(op);
+}
+
+void BucketStep::OpenConsume(Executor* executor) {
+  consume_open_ = true;
+  if (op_ != nullptr) executor->OpenGates(op_, false, true);
+}
+
+void BucketStep::Abandon(Executor* executor, const Status& status) {
+  if (op_ != nullptr) executor->Abandon(op_, status);
+}
+
+std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
+                                              std::span<const std::byte* const> mixed) {
+  const Traits& traits = shared_->plugin->traits();
+  const int64_t es = SizeOf(bucket_->dtype);
+  const auto at = [es](auto* base, int64_t offset) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(base)>>,
+                                    const std::byte, std::byte>;
+    return base == nullptr ? nullptr : static_cast<Byte*>(base) + offset * es;
+  };
+  segments_.clear();
+  const auto& offsets = bucket_->offsets;
+  auto i = static_cast<size_t>(std::upper_bound(offsets.begin(), offsets.end(), begin) -
+                               offsets.begin() - 1);
+  const std::byte* payload = bucket_->payload[slot()].get();
+  for (int64_t done = 0; done < count; ++i) {
+    const int64_t position = begin + done;
+    Segment s;
+    s.param = bucket_->params[i];
+    s.offset = position - offsets[i];
+    s.n = std::min(count - done, offsets[i + 1] - position);
+    if (s.n == 0) continue;  // An empty parameter.
+    const ParameterBinding& binding = shared_->bindings[static_cast<size_t>(s.param)];
+    s.x = at(binding.x, s.offset);
+    s.g = binding.g == nullptr ? shared_->zeros.data() : at(binding.g, s.offset);
+    for (size_t k = 0; k < traits.states.size(); ++k) s.state[k] = at(binding.state[k], s.offset);
+    for (int p = 0; p < traits.payloads; ++p) {
+      s.payload[p] = const_cast<std::byte*>(payload) + (p * bucket_->count + position) * es;
+      if (!mixed.empty()) s.mixed[p] = mixed[p] + done * es;
+    }
+    const auto group = static_cast<size_t>(bucket_->group);
+    s.hyper = binding.g == nullptr ? &shared_->hypers_no_decay[group] : &shared_->hypers[group];
+    if (traits.measure_scope == MeasureScope::kModel) {
+      s.measure = shared_->model_measure.data();
+    } else if (traits.measure_scope == MeasureScope::kParameter) {
+      s.measure = totals_.data() + i * static_cast<size_t>(traits.measures);
+    }
+    segments_.push_back(s);
+    done += s.n;
+  }
+  return segments_;
+}
+
+void BucketStep::Produce(int64_t begin, int64_t count) {
+  const int64_t es = SizeOf(bucket_->dtype);
+  if (delayed_) {
+    // First the average of the step before, with the gradient that is there now.
+    const int before = (slot() + Bucket::kDepth - 1) % Bucket::kDepth;
+    std::array<const std::byte*, kMaxPayloads> mixed{};
+    for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {
+      mixed[p] = bucket_->mixed[before].get() + (p * bucket_->count + begin) * es;
+    }
+    const Status status = shared_->plugin->Consume(
+        ctx_, Segments(begin, count, std::span<const std::byte* const>(mixed)));
+    if (!status.ok()) shared_->Fail(status);
+  }
+  const std::span<const Segment> segments = Segments(begin, count, {});
+  shared_->plugin->Produce(ctx_, segments);
+  int64_t bad = 0;
+  for (const Segment& s : segments) {
+    if (s.g != shared_->zeros.data() && s.g != nullptr) {
+      bad += elementwise::CountNonFinite(ctx_.dtype, s.n, s.g);
+    }
+  }
+  if (bad > 0) shared_->engine->CountNonFinite(bad);
+}
+
+void BucketStep::Measure(int ordinal, int64_t begin, int64_t count,
+                         std::span<const std::byte* const> mixed) {
+  Segments(begin, count, mixed);
+  // Partials of their own for each measure step, so that the order of arrival does not matter.
+  const auto shift = static_cast<std::ptrdiff_t>(static_cast<size_t>(ordinal) * totals_.size());
+  for (Segment& s : segments_) s.measure = partials_.data() + shift + (s.measure - totals_.data());
+  shared_->plugin->Measure(ctx_, segments_);
+}
+
+Status BucketStep::Consume(int64_t begin, int64_t count,
+                           std::span<const std::byte* const> mixed) {
+  if (!partials_.empty() && !reduced_) {
+    reduced_ = true;
+    for (size_t i = 0; i < partials_.size(); ++i) totals_[i % totals_.size()] += partials_[i];
+  }
+  return shared_->plugin->Consume(ctx_, Segments(begin, count, mixed));
+}
+
+void BucketStep::OnProduced() {
+  produced_ = true;
+  shared_->CountProduced();
+}
+
+void BucketStep::OnConsumed() {
+  consumed_ = true;
+  shared_->CountConsumed();
+}
+
+void BucketStep::OnDone(const Status& status) {
+  if (!status.ok()) shared_->Fail(status);
+  if (!produced_) shared_->CountProduced();
+  if (!consumed_ && plan_->consumes > 0) shared_->CountConsumed();
+  op_ = nullptr;
+  if (bucket_->occupant[slot()] == this) bucket_->occupant[slot()] = nullptr;
+  if (BucketStep* next = bucket_->waiting; next == this) {
+    bucket_->waiting = nullptr;
+  } else if (next != nullptr && next->op_ != nullptr) {
+    const bool previous_done =
+        !next->previous_first_ ||
+        bucket_->occupant[(next->slot() + Bucket::kDepth - 1) % Bucket::kDepth] == nullptr;
+    BucketStep*& mine = bucket_->occupant[next->slot()];
+    if (previous_done && (mine == nullptr || mine == next)) {
+      mine = next;
+      bucket_->waiting = nullptr;
+      executor_->OpenGates(next->op_, true, false);
+    }
+  }
+  plan_ = nullptr;
+  in_use_.store(false, std::memory_order_release);
+  if (shared_->in_flight.fetch_sub(1) == 1) shared_->quiet.Set();
+}
+
+std::string BucketStep::Describe() const {
+  const Hyper& hyper = shared_->hypers[static_cast<size_t>(bucket_->group)];
+  std::ostringstream text;
+  text << shared_->plugin->traits().name << " bucket " << bucket_->index << " ("
+       << shared_->params[static_cast<size_t>(bucket_->params.front())].name;
+  if (bucket_->params.size() > 1) {
+    text << " … " << shared_->params[static_cast<size_t>(bucket_->params.back())].name;
+  }
+  text << ", " << bluefog::NameOf(bucket_->dtype) << "[" << bucket_->count << "]), momentum "
+       << hyper.momentum << ", weight_decay " << hyper.weight_decay;
+  return text.str();
+}
+
+}  // namespace bluefog

@@ -1,0 +1,70 @@
+// Communicator: joins the job, puts transport, control plane and engine together, and forwards.
+#include <bluefog/communicator.h>
+
+#include "base/log.h"
+#include "control/membership.h"
+#include "engine/engine.h"
+#include "transport/shm/shm.h"
+
+namespace bluefog {
+Communicator::Communicator(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
+Communicator::~Communicator() = default;
+
+StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorOptions& options) {
+  StatusOr<control::Place> place = control::FindPlace(options.config);
+  if (!place.ok()) return place.status();
+  if (Status s = PrepareProcess(options.config, place->size > 1 ? place->rank : -1); !s.ok()) {
+    return s;
+  }
+  BLUEFOG_LOG(kInfo) << "rank " << place->rank << " of " << place->size << " ("
+                     << place->launched_by << ")";
+  auto engine = std::make_unique<Engine>(options.config, *place);
+  std::unique_ptr<transport::Transport> transport;
+  if (place->size > 1) {
+    transport::ShmOptions shm;
+    shm.rank = place->rank;
+    shm.size = place->size;
+    shm.job_id = place->job_id;
+    shm.inline_limit = options.config.eager_bytes;
+    auto made = transport::MakeShm(shm, engine->arena(), engine->receiver());
+    if (!made.ok()) return made.status();
+    transport = *std::move(made);
+    control::MembershipEvents events = engine->MembershipEvents();
+    events.interrupted = options.interrupted;
+    auto membership = control::Membership::Join(*place, options.config, transport->address(),
+                                                std::move(events));
+    if (!membership.ok()) return membership.status();
+    if (Status s = transport->SetPeers((*membership)->addresses()); !s.ok()) return s;
+    engine->SetMembership(*std::move(membership));
+  }
+  if (Status s = engine->Start(std::move(transport)); !s.ok()) return s;
+  StatusOr<Topology> topology = Exponential(place->size);
+  if (!topology.ok()) return topology.status();
+  if (Status s = engine->SetTopology(TopologySequence(*std::move(topology))); !s.ok()) return s;
+  return std::unique_ptr<Communicator>(new Communicator(std::move(engine)));
+}
+
+int Communicator::rank() const { return engine_->place().rank; }
+int Communicator::size() const { return engine_->place().size; }
+int Communicator::local_rank() const { return engine_->place().local_rank; }
+int Communicator::local_size() const { return engine_->place().local_size; }
+const std::string& Communicator::launched_by() const { return engine_->place().launched_by; }
+
+Status Communicator::SetTopology(TopologySequence topology) {
+  return engine_->SetTopology(std::move(topology));
+}
+std::shared_ptr<const TopologySequence> Communicator::topology() const {
+  return engine_->topology();
+}
+StatusOr<std::shared_ptr<Work>> Communicator::Submit(OpSpec spec) {
+  return engine_->Submit(std::move(spec));
+}
+StatusOr<std::shared_ptr<std::byte>> Communicator::Allocate(int64_t bytes) {
+  if (Status s = engine_->CheckUsable("empty"); !s.ok()) return s;
+  return engine_->arena()->Allocate(bytes);
+}
+EngineStats Communicator::stats() const { return engine_->stats(); }
+Status Communicator::status() const { return engine_->status(); }
+void Communicator::Shutdown() { engine_->Shutdown(); }
+
+}  // namespace bluefog

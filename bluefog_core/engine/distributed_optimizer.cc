@@ -1,0 +1,624 @@
+// Binds parameters, plugin and engine: buckets, gates, the agreement of all ranks at the start. What moves
+// and when is decided here; how is the executor's business.
+#include <bluefog/distributed_optimizer.h>
+
+#include <algorithm>
+#include <map>
+#include <sstream>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "engine/bucket.h"
+
+namespace bluefog {
+namespace {
+
+class DistributedOptimizerImpl final : public DistributedOptimizer {
+ public:
+  DistributedOptimizerImpl(Engine* engine, DistributedOptimizerOptions options);
+  ~DistributedOptimizerImpl() override;
+  Status Init();
+
+  const Traits& traits() const override { return shared_.plugin->traits(); }
+  int64_t step() const override { return step_; }
+  bool in_step() const override { return in_step_; }
+  int64_t bytes_pinned() const override { return bytes_pinned_; }
+  Status SetStep(int64_t step) override;
+  Status SetTopology(std::shared_ptr<const TopologySequence> topology, int64_t from_step) override;
+  Status Ready(int param, const ParameterBinding& binding,
+               std::span<const Hyper> hypers) override;
+  Status BeginStep(std::span<const ParameterBinding> bindings,
+                   std::span<const Hyper> hypers) override;
+  Status WaitStep(std::chrono::nanoseconds timeout) override;
+  Status Step(std::span<const ParameterBinding> bindings, std::span<const Hyper> hypers) override;
+
+ private:
+  bool early() const { return traits().payload_time == PayloadTime::kEarly; }
+  bool delayed() const { return traits().consume == ConsumeTrigger::kNextGradient; }
+  std::string Where(int param) const;
+  void MakeBuckets();
+  Status AllocateSlots();
+  Status AgreeOnParameters();
+  StatusOr<std::vector<int64_t>> Gather(const std::vector<int64_t>& mine, const char* what);
+  Status Open(std::span<const Hyper> hypers);
+  Status TopologyAt(int64_t step, std::shared_ptr<const TopologySequence>* topology);
+  Status SubmitBucket(Bucket& bucket, int64_t step, bool consume_open);
+  void MeasureModel();
+  Status Failure();
+
+  OptimizerShared shared_;
+  DistributedOptimizerOptions options_;
+  std::vector<std::unique_ptr<Bucket>> buckets_;
+  std::vector<Bucket*> bucket_of_;  ///< By parameter; null for empty parameters.
+  std::vector<bool> ready_;
+  int64_t step_ = 0;
+  bool in_step_ = false, begun_ = false;
+  bool has_early_ = false;    ///< The early payloads of step_ are under way.
+  bool has_delayed_ = false;  ///< The averages of the step before wait to be consumed.
+  int64_t bytes_pinned_ = 0;
+  std::map<int64_t, std::shared_ptr<const TopologySequence>> topologies_;  ///< From step on.
+  std::shared_ptr<const TopologySequence> checked_;
+};
+
+DistributedOptimizerImpl::DistributedOptimizerImpl(Engine* engine,
+                                                   DistributedOptimizerOptions options)
+    : options_(std::move(options)) {
+  shared_.engine = engine;
+  step_ = options_.step;
+  if (options_.topology != nullptr) topologies_[0] = options_.topology;
+}
+
+DistributedOptimizerImpl::~DistributedOptimizerImpl() {
+  if (!shared_.engine->CheckUsable("").ok()) return;  // Shut down: nothing is in flight. Or forked.
+  if (shared_.in_flight.load() == 0) return;
+  Completion done;
+  shared_.quiet.Reset();
+  shared_.engine->Run([&](Executor& executor) {
+    executor.FailUnfinished(
+        [&](const Operation& op) {
+          return std::any_of(buckets_.begin(), buckets_.end(),
+                             [&](const auto& b) { return op.name == b->name; });
+        },
+        absl::AbortedError("the optimizer was destroyed with a step under way"));
+    done.Set();
+  });
+  shared_.engine->Wait(done, std::chrono::nanoseconds::max(), "optimizer");
+  while (shared_.in_flight.load() > 0 && shared_.engine->CheckUsable("").ok()) {
+    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), "optimizer");
+    if (shared_.in_flight.load() > 0) shared_.quiet.Reset();
+  }
+}
+
+std::string DistributedOptimizerImpl::Where(int param) const {
+  const ParameterInfo& info = shared_.params[static_cast<size_t>(param)];
+  return "rank " + std::to_string(shared_.engine->place().rank) + ": " + traits().name +
+         ", step " + std::to_string(step_) + ", parameter '" + info.name + "'";
+}
+
+Status DistributedOptimizerImpl::Init() {
+  if (options_.optimizer != nullptr) {
+    shared_.plugin = std::move(options_.optimizer);
+  } else {
+    StatusOr<std::unique_ptr<Optimizer>> plugin = MakeOptimizer(options_.plugin);
+    if (!plugin.ok()) return plugin.status();
+    shared_.plugin = *std::move(plugin);
+  }
+  const Traits& t = traits();
+  if (t.payloads < 1 || t.payloads > kMaxPayloads ||
+      static_cast<int>(t.states.size()) > kMaxStates || t.measures > kMaxMeasures) {
+    return absl::InvalidArgumentError("optimizer plugin '" + t.name +
+                                      "' asks for more payloads, states or measures than exist");
+  }
+  shared_.name = "optimizer" + std::to_string(shared_.engine->NextOptimizer());
+  shared_.params = std::move(options_.params);
+  shared_.bindings.resize(shared_.params.size());
+  ready_.resize(shared_.params.size());
+  for (size_t i = 0; i < shared_.params.size(); ++i) {
+    const ParameterInfo& p = shared_.params[i];
+    if (p.count < 0 || p.group < 0) {
+      return absl::InvalidArgumentError("parameter '" + p.name + "' has a negative size or group");
+    }
+    if (p.dtype != DType::kFloat32 && p.dtype != DType::kFloat64) {
+      return absl::InvalidArgumentError("parameter '" + p.name + "' is " + NameOf(p.dtype) +
+                                        "; optimizers work on float32 and float64 parameters");
+    }
+  }
+  // Agreement first: buckets of different lengths would only say that something differs.
+  if (Status s = AgreeOnParameters(); !s.ok()) return s;
+  std::shared_ptr<const TopologySequence> topology;
+  if (Status s = TopologyAt(step_, &topology); !s.ok()) return s;
+  MakeBuckets();
+  return AllocateSlots();
+}
+
+// Reverse registration order: the last layers' gradients come first.
+void DistributedOptimizerImpl::MakeBuckets() {
+  const int64_t limit = shared_.engine->config().bucket_bytes;
+  bucket_of_.assign(shared_.params.size(), nullptr);
+  for (size_t r = shared_.params.size(); r-- > 0;) {
+    const ParameterInfo& p = shared_.params[r];
+    if (p.count == 0) continue;
+    Bucket* bucket = buckets_.empty() ? nullptr : buckets_.back().get();
+    if (bucket == nullptr || bucket->group != p.group || bucket->dtype != p.dtype ||
+        (bucket->count + p.count) * SizeOf(p.dtype) > limit) {
+      buckets_.push_back(std::make_unique<Bucket>());
+      bucket = buckets_.back().get();
+      bucket->index = static_cast<int>(buckets_.size()) - 1;
+      bucket->group = p.group;
+      bucket->dtype = p.dtype;
+      bucket->name = shared_.engine->Name(
+          shared_.name + ".bucket" + std::to_string(bucket->index), true);
+    }
+    bucket->params.push_back(static_cast<int>(r));
+    bucket->offsets.push_back(bucket->count);
+    bucket->count += p.count;
+    bucket_of_[r] = bucket;
+  }
+  for (auto& bucket : buckets_) {
+    bucket->offsets.push_back(bucket->count);
+    // This step's, the last one's until all neighbours released it, and one that waits for its slot.
+    for (int i = 0; i < 4; ++i) {
+      bucket->steps.push_back(std::make_unique<BucketStep>(&shared_, bucket.get()));
+    }
+  }
+}
+
+Status DistributedOptimizerImpl::AllocateSlots() {
+  const Config& config = shared_.engine->config();
+  for (auto& bucket : buckets_) {
+    const int64_t bytes = traits().payloads * bucket->count * SizeOf(bucket->dtype);
+    for (int d = 0; d < Bucket::kDepth; ++d) {
+      auto slot = shared_.engine->arena()->Allocate(bytes);
+      if (!slot.ok()) return slot.status();
+      bucket->payload[d] = *std::move(slot);
+      bytes_pinned_ += bytes;
+    }
+  }
+  shared_.zeros.resize(static_cast<size_t>(
+      traits().measure_scope == MeasureScope::kModel || shared_.plugin->codec() != nullptr
+          ? config.chunk_bytes
+          : std::max<int64_t>(config.tile_bytes, 64 * 8)));
+  return absl::OkStatus();
+}
+
+StatusOr<std::vector<int64_t>> DistributedOptimizerImpl::Gather(const std::vector<int64_t>& mine,
+                                                                const char* what) {
+  OpSpec spec;
+  spec.op = Op::kAllgather;
+  spec.name = shared_.name + "." + what;
+  spec.input = TensorView::Of(const_cast<int64_t*>(mine.data()),
+                              static_cast<int64_t>(mine.size()), DType::kInt64);
+  std::vector<int64_t> all(mine.size() * static_cast<size_t>(shared_.engine->place().size));
+  spec.output = TensorView::Of(all.data(), static_cast<int64_t>(all.size()), DType::kInt64);
+  StatusOr<std::shared_ptr<Work>> work = shared_.engine->Submit(std::move(spec));
+  if (!work.ok()) return work.status();
+  while (true) {
+    const Status s = (*work)->Wait(std::chrono::milliseconds(100));
+    if ((*work)->done()) {
+      if (!s.ok()) return s;
+      return all;
+    }
+    if (options_.interrupted && options_.interrupted()) {
+      return absl::CancelledError("interrupted while the ranks agree on the optimizer");
+    }
+  }
+}
+
+Status DistributedOptimizerImpl::AgreeOnParameters() {
+  const int size = shared_.engine->place().size;
+  const int rank = shared_.engine->place().rank;
+  if (size == 1) return absl::OkStatus();
+  const auto bits = [](uint64_t v) { return static_cast<int64_t>(v); };
+  const size_t n = shared_.params.size();
+  const std::vector<int64_t> head = {
+      static_cast<int64_t>(n), step_,
+      bits(StableHash().Add(std::string_view(traits().name)).value())};
+  auto heads = Gather(head, "head");
+  if (!heads.ok()) return heads.status();
+  for (int r = 0; r < size; ++r) {
+    const int64_t* other = heads->data() + 3 * r;
+    const int64_t* first = heads->data();
+    std::string what;
+    if (other[0] != first[0]) {
+      what = std::to_string(first[0]) + " parameters on rank 0, " + std::to_string(other[0]) +
+             " on rank " + std::to_string(r);
+    } else if (other[1] != first[1]) {
+      what = "step " + std::to_string(first[1]) + " on rank 0, step " + std::to_string(other[1]) +
+             " on rank " + std::to_string(r) + " (load the same checkpoint everywhere)";
+    } else if (other[2] != first[2]) {
+      what = "different plugins on rank 0 and rank " + std::to_string(r) + " (this is rank " +
+             std::to_string(rank) + " with '" + traits().name + "')";
+    }
+    if (!what.empty()) {
+      return absl::InvalidArgumentError("optimizer: the ranks do not agree: " + what);
+    }
+  }
+  if (n == 0) return absl::OkStatus();
+  std::vector<int64_t> hashes;
+  for (const ParameterInfo& p : shared_.params) {
+    hashes.push_back(bits(StableHash()
+                              .Add(std::string_view(p.name))
+                              .Add(p.count)
+                              .Add(p.dtype)
+                              .Add(p.group)
+                              .Add(p.layout_hash)
+                              .value()));
+  }
+  auto all = Gather(hashes, "parameters");
+  if (!all.ok()) return all.status();
+  for (size_t i = 0; i < n; ++i) {
+    for (int r = 1; r < size; ++r) {
+      if ((*all)[static_cast<size_t>(r) * n + i] == (*all)[i]) continue;
+      // All ranks see the same difference, and tell each other what they have there.
+      const ParameterInfo& p = shared_.params[i];
+      std::string text = "'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")";
+      constexpr size_t kWords = 32;
+      text.resize(kWords * 8 - 1);
+      std::vector<int64_t> mine(kWords, 0);
+      std::copy(text.begin(), text.end(), reinterpret_cast<char*>(mine.data()));
+      auto texts = Gather(mine, "difference");
+      if (!texts.ok()) return texts.status();
+      const auto of = [&](int q) {
+        return std::string(
+            reinterpret_cast<const char*>(texts->data() + static_cast<size_t>(q) * kWords));
+      };
+      return absl::InvalidArgumentError("optimizer: the ranks do not agree: parameter " +
+                                        std::to_string(i) + " is " + of(0) + " on rank 0 and " +
+                                        of(r) + " on rank " + std::to_string(r));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::SetStep(int64_t step) {
+  if (in_step_) {
+    return absl::FailedPreconditionError(traits().name + ": the step counter cannot be set while "
+                                                         "a step is under way");
+  }
+  if (step < 0) return absl::InvalidArgumentError("step must not be negative");
+  if (has_early_ && step != step_) {
+    return absl::FailedPreconditionError(
+        traits().name + ": the payloads of step " + std::to_string(step_) + " have already left");
+  }
+  step_ = step;
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySequence> topology,
+                                             int64_t from_step) {
+  if (topology == nullptr || topology->size() != shared_.engine->place().size) {
+    return absl::InvalidArgumentError(traits().name + ": topology of another size");
+  }
+  const int64_t next = step_ + (in_step_ || has_early_ ? 1 : 0);
+  if (from_step < next) {
+    return absl::InvalidArgumentError(
+        traits().name + ": a topology for step " + std::to_string(from_step) +
+        " comes too late, the next step to plan is " + std::to_string(next));
+  }
+  if (!options_.allow_unstable) {
+    if (Status s = CheckTopology(traits(), *topology); !s.ok()) return s;
+  }
+  topologies_[from_step] = std::move(topology);
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::TopologyAt(int64_t step,
+                                            std::shared_ptr<const TopologySequence>* topology) {
+  const auto it = topologies_.upper_bound(step);
+  *topology = it == topologies_.begin() ? shared_.engine->topology() : std::prev(it)->second;
+  if (*topology == checked_) return absl::OkStatus();
+  if ((*topology)->size() != shared_.engine->place().size) {
+    return absl::InvalidArgumentError(
+        traits().name + ": the topology '" + (*topology)->name() + "' has " +
+        std::to_string((*topology)->size()) + " ranks, the job has " +
+        std::to_string(shared_.engine->place().size));
+  }
+  if (Status s = CheckTopology(traits(), **topology); !s.ok()) {
+    if (!options_.allow_unstable) return s;
+    BLUEFOG_LOG(kWarning) << s.message() << " (allowed by allow_unstable)";
+  }
+  checked_ = *topology;
+  return absl::OkStatus();
+}
+
+// The first touch of a step: hyper-parameters are fixed here and compared later.
+Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
+  if (in_step_) {
+    for (size_t g = 0; g < shared_.hypers.size(); ++g) {
+      if (g < hypers.size() && hypers[g] == shared_.hypers[g]) continue;
+      const Hyper& was = shared_.hypers[g];
+      std::ostringstream text;
+      text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
+           << ": the hyper-parameters of group " << g << " changed while the step was under way: lr "
+           << was.lr << ", momentum " << was.momentum << ", weight_decay " << was.weight_decay
+           << " became ";
+      if (g < hypers.size()) {
+        text << "lr " << hypers[g].lr << ", momentum " << hypers[g].momentum << ", weight_decay "
+             << hypers[g].weight_decay;
+      } else {
+        text << "absent";
+      }
+      text << ". Change them after step() and before backward(), or use overlap=False";
+      return absl::FailedPreconditionError(text.str());
+    }
+    return absl::OkStatus();
+  }
+  if (Status s = Failure(); !s.ok()) return s;
+  for (const auto& bucket : buckets_) {
+    if (static_cast<size_t>(bucket->group) >= hypers.size()) {
+      return absl::InvalidArgumentError(traits().name + ": no hyper-parameters for group " +
+                                        std::to_string(bucket->group));
+    }
+  }
+  std::shared_ptr<const TopologySequence> topology;
+  if (Status s = TopologyAt(step_, &topology); !s.ok()) return s;
+  in_step_ = true;
+  begun_ = false;
+  shared_.hypers.assign(hypers.begin(), hypers.end());
+  shared_.hypers_no_decay = shared_.hypers;
+  for (Hyper& h : shared_.hypers_no_decay) h.weight_decay = 0.0;
+  std::fill(ready_.begin(), ready_.end(), false);
+  const int n = static_cast<int>(buckets_.size());
+  // Early payloads of this step were produced in the last one.
+  if (!has_early_) {
+    shared_.to_produce.store(n);
+    shared_.produced.Reset();
+    if (n == 0) shared_.produced.Set();
+  }
+  if (!delayed()) {
+    if (!has_early_) shared_.to_consume.store(n);
+    if (!has_early_) shared_.consumed.Reset();
+    if (n == 0) shared_.consumed.Set();
+  }
+  for (auto& bucket : buckets_) {
+    bucket->ready = 0;
+    bucket->submitted = has_early_;
+  }
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::Failure() {
+  MutexLock lock(shared_.mu);
+  return shared_.failure;
+}
+
+Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool consume_open) {
+  const control::Place& place = shared_.engine->place();
+  std::vector<Exchange> exchanges = shared_.plugin->Plan(step);
+  StepContext ctx;
+  ctx.step = step;
+  ctx.dtype = bucket.dtype;
+  ctx.rank = place.rank;
+  ctx.size = place.size;
+  ctx.exchanged = !exchanges.empty();
+  collective::PluginPlan plugin;
+  plugin.payloads = traits().payloads;
+  plugin.measure = traits().measure_scope == MeasureScope::kParameter;
+  plugin.consume = !delayed();
+  plugin.fuse = !plugin.measure && plugin.consume;
+  Planner::Request request;
+  request.op = Op::kOptimizer;
+  request.count = bucket.count;
+  request.element_bytes = SizeOf(bucket.dtype);
+  request.plugin = &plugin;
+  request.silent = exchanges.empty();
+  StableHash hash;
+  const Hyper& hyper = shared_.hypers[static_cast<size_t>(bucket.group)];
+  hash.Add(step).Add(hyper.lr).Add(hyper.momentum).Add(hyper.weight_decay);
+  std::shared_ptr<const TopologySequence> topology;
+  if (!exchanges.empty()) {
+    const Exchange& e = exchanges.front();
+    size_t payloads = 0;
+    for (const Exchange& other : exchanges) {
+      if (other.collective != e.collective || other.round != e.round) {
+        return absl::UnimplementedError("optimizer plugin '" + traits().name +
+                                        "' plans exchanges of different kinds in one step");
+      }
+      payloads += other.payloads.size();
+    }
+    if (payloads != static_cast<size_t>(traits().payloads)) {
+      return absl::InvalidArgumentError("optimizer plugin '" + traits().name + "' exchanges " +
+                                        std::to_string(payloads) + " of " +
+                                        std::to_string(traits().payloads) + " payloads");
+    }
+    if (shared_.plugin->codec() != nullptr && e.collective != Collective::kNeighborAllreduce) {
+      return absl::InvalidArgumentError("optimizer plugin '" + traits().name +
+                                        "': a codec goes with neighbor_allreduce only");
+    }
+    request.collective = e.collective;
+    hash.Add(e.collective).Add(e.round);
+    if (Status s = TopologyAt(step, &topology); !s.ok()) return s;
+    request.neighborhood = &topology->at(e.round).neighborhood(place.rank);
+  }
+  StatusOr<std::shared_ptr<const Plan>> plan = shared_.engine->planner().Get(request);
+  if (!plan.ok()) return plan.status();
+  if ((*plan)->schedule.output_count > 0) {
+    const int64_t bytes = traits().payloads * bucket.count * SizeOf(bucket.dtype);
+    for (auto& mixed : bucket.mixed) {
+      if (mixed != nullptr) continue;
+      auto memory = shared_.engine->arena()->Allocate(bytes);
+      if (!memory.ok()) return memory.status();
+      mixed = *std::move(memory);
+      bytes_pinned_ += bytes;
+    }
+  }
+  BucketStep* free = nullptr;
+  while (free == nullptr) {
+    for (auto& s : bucket.steps) {
+      if (!s->in_use()) free = s.get();
+    }
+    if (free == nullptr) bucket.steps.push_back(std::make_unique<BucketStep>(&shared_, &bucket));
+  }
+  free->Begin(ctx, *std::move(plan), delayed() && has_delayed_, delayed() || early(), consume_open,
+              hash.value());
+  bucket.current = free;
+  bucket.submitted = true;
+  shared_.engine->Run([free](Executor& executor) { free->Start(&executor); });
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::Ready(int param, const ParameterBinding& binding,
+                                       std::span<const Hyper> hypers) {
+  if (param < 0 || static_cast<size_t>(param) >= shared_.params.size()) {
+    return absl::InvalidArgumentError(traits().name + ": no parameter number " +
+                                      std::to_string(param));
+  }
+  if (Status s = shared_.engine->CheckUsable(traits().name); !s.ok()) return s;
+  if (begun_ && in_step_) {
+    return absl::FailedPreconditionError(Where(param) + ": ready after the step was begun");
+  }
+  if (Status s = Open(hypers); !s.ok()) return s;
+  if (ready_[static_cast<size_t>(param)]) {
+    return absl::FailedPreconditionError(
+        Where(param) +
+        ": a second gradient in one step. For gradient accumulation use no_sync() around all "
+        "backward passes but the last, or overlap=False");
+  }
+  Bucket* bucket = bucket_of_[static_cast<size_t>(param)];
+  ready_[static_cast<size_t>(param)] = true;
+  if (bucket == nullptr) return absl::OkStatus();
+  if (has_early_ && shared_.bindings[static_cast<size_t>(param)].x != binding.x) {
+    return absl::FailedPreconditionError(
+        Where(param) + ": the parameter moved in memory after its payload had left");
+  }
+  if (shared_.engine->trace().on()) {
+    shared_.engine->trace().Instant(TraceTrack::kCaller, "GRADIENT_READY",
+                                    shared_.params[static_cast<size_t>(param)].name, NowNs());
+  }
+  shared_.bindings[static_cast<size_t>(param)] = binding;
+  if (++bucket->ready < static_cast<int>(bucket->params.size())) return absl::OkStatus();
+  if (traits().measure_scope == MeasureScope::kModel) return absl::OkStatus();
+  const bool consume_open = traits().consume != ConsumeTrigger::kStep;
+  if (bucket->submitted) {  // Early: what was waiting is the gradient.
+    BucketStep* current = bucket->current;
+    if (consume_open) {
+      shared_.engine->Run([current](Executor& executor) { current->OpenConsume(&executor); });
+    }
+    return absl::OkStatus();
+  }
+  return SubmitBucket(*bucket, step_, consume_open);
+}
+
+void DistributedOptimizerImpl::MeasureModel() {
+  const auto measures = static_cast<size_t>(traits().measures);
+  shared_.model_measure.assign(measures, 0.0);
+  std::vector<double> partial(measures);
+  StepContext ctx;
+  ctx.step = step_;
+  ctx.rank = shared_.engine->place().rank;
+  ctx.size = shared_.engine->place().size;
+  // In registration order and by chunks, so that the sum does not depend on buckets.
+  for (size_t i = 0; i < shared_.params.size(); ++i) {
+    const ParameterInfo& p = shared_.params[i];
+    const int64_t es = SizeOf(p.dtype);
+    const int64_t chunk = static_cast<int64_t>(shared_.zeros.size()) / es;
+    ctx.dtype = p.dtype;
+    for (int64_t begin = 0; begin < p.count; begin += chunk) {
+      const ParameterBinding& b = shared_.bindings[i];
+      Segment s;
+      s.param = static_cast<int>(i);
+      s.offset = begin;
+      s.n = std::min(chunk, p.count - begin);
+      s.x = static_cast<std::byte*>(b.x) + begin * es;
+      s.g = b.g == nullptr ? shared_.zeros.data() : static_cast<const std::byte*>(b.g) + begin * es;
+      s.hyper = &shared_.hypers[static_cast<size_t>(p.group)];
+      std::fill(partial.begin(), partial.end(), 0.0);
+      s.measure = partial.data();
+      shared_.plugin->Measure(ctx, {&s, 1});
+      for (size_t m = 0; m < measures; ++m) shared_.model_measure[m] += partial[m];
+    }
+  }
+}
+
+Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bindings,
+                                           std::span<const Hyper> hypers) {
+  if (Status s = shared_.engine->CheckUsable(traits().name); !s.ok()) return s;
+  if (begun_ && in_step_) {
+    return absl::FailedPreconditionError(traits().name + ": the step was begun already");
+  }
+  if (bindings.size() != shared_.params.size()) {
+    return absl::InvalidArgumentError(
+        traits().name + ": " + std::to_string(bindings.size()) + " bindings for " +
+        std::to_string(shared_.params.size()) + " parameters");
+  }
+  if (Status s = Open(hypers); !s.ok()) return s;
+  for (size_t i = 0; i < bindings.size(); ++i) {
+    if (ready_[i]) continue;
+    if (has_early_ && bucket_of_[i] != nullptr && shared_.bindings[i].x != bindings[i].x) {
+      return absl::FailedPreconditionError(
+          Where(static_cast<int>(i)) +
+          ": the parameter moved in memory after its payload had left");
+    }
+    shared_.bindings[i] = bindings[i];
+  }
+  begun_ = true;
+  if (traits().measure_scope == MeasureScope::kModel) MeasureModel();
+  for (auto& bucket : buckets_) {
+    const bool complete = bucket->ready == static_cast<int>(bucket->params.size()) &&
+                          traits().measure_scope != MeasureScope::kModel;
+    if (!bucket->submitted) {
+      if (Status s = SubmitBucket(*bucket, step_, true); !s.ok()) {
+        shared_.Fail(s);
+        return s;
+      }
+    } else if (!complete || traits().consume == ConsumeTrigger::kStep) {
+      BucketStep* current = bucket->current;
+      shared_.engine->Run([current](Executor& executor) { current->OpenConsume(&executor); });
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
+  if (!in_step_ || !begun_) {
+    return absl::FailedPreconditionError(traits().name + ": no step was begun");
+  }
+  Completion& completion = delayed() ? shared_.produced : shared_.consumed;
+  if (!shared_.engine->Wait(completion, timeout, traits().name)) {
+    return absl::DeadlineExceededError(traits().name + ": the step is still under way");
+  }
+  in_step_ = begun_ = false;
+  has_early_ = false;
+  has_delayed_ = delayed();
+  ++step_;
+  if (Status s = Failure(); !s.ok()) return s;
+  if (!early()) return absl::OkStatus();
+  // The payloads of the next step are known: let them leave, and let go of x once they are written.
+  const int n = static_cast<int>(buckets_.size());
+  shared_.to_produce.store(n);
+  shared_.to_consume.store(n);
+  shared_.produced.Reset();
+  shared_.consumed.Reset();
+  if (n == 0) {
+    shared_.produced.Set();
+    shared_.consumed.Set();
+  }
+  for (auto& bucket : buckets_) {
+    if (Status s = SubmitBucket(*bucket, step_, false); !s.ok()) {
+      shared_.Fail(s);
+      return s;
+    }
+  }
+  has_early_ = true;
+  shared_.engine->Wait(shared_.produced, std::chrono::nanoseconds::max(), traits().name);
+  return Failure();
+}
+
+Status DistributedOptimizerImpl::Step(std::span<const ParameterBinding> bindings,
+                                      std::span<const Hyper> hypers) {
+  if (Status s = BeginStep(bindings, hypers); !s.ok()) return s;
+  return WaitStep(std::chrono::nanoseconds::max());
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<DistributedOptimizer>> DistributedOptimizer::Create(
+    Communicator* comm, DistributedOptimizerOptions options) {
+  auto made = std::make_unique<DistributedOptimizerImpl>(comm->engine(), std::move(options));
+  if (Status s = made->Init(); !s.ok()) return s;
+  return std::unique_ptr<DistributedOptimizer>(std::move(made));
+}
+
+}  // namespace bluefog

@@ -1,0 +1,417 @@
+#include "engine/engine.h"
+
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/failpoint.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "engine/fork_guard.h"
+
+namespace bluefog {
+namespace {
+
+constexpr int64_t kMicrosecond = 1'000;
+constexpr int64_t kMillisecond = 1'000'000;
+/// How long the end of this rank waits for neighbours to take what was sent to them.
+constexpr auto kLinger = std::chrono::seconds(60);
+
+std::chrono::steady_clock::time_point After(std::chrono::nanoseconds timeout) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto longest = std::chrono::hours(24 * 365);
+  return now + std::min<std::chrono::nanoseconds>(timeout, longest);
+}
+
+}  // namespace
+
+Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
+  if (!completion_.done()) {
+    if (Status usable = engine_->CheckUsable("wait"); !usable.ok() && !completion_.done()) {
+      return usable;
+    }
+    if (!engine_->Wait(completion_, timeout, operation_)) {
+      return absl::DeadlineExceededError(operation_ + " is still under way");
+    }
+  }
+  DropKeepAlive();
+  return status_;
+}
+
+Engine::Engine(const Config& config, const control::Place& place)
+    : config_(config),
+      place_(place),
+      arena_(transport::Arena::Create()),
+      outputs_(OutputPool::Create(int64_t{1} << 30)),
+      planner_(config, place.rank, place.size),
+      fork_generation_(ForkGeneration()),
+      executor_(config, place.rank, place.size, arena_, &trace_, &stats_),
+      peer_left_(static_cast<size_t>(place.size), false) {}
+
+Engine::~Engine() {
+  if (ForkGeneration() != fork_generation_) {
+    // The thread does not exist in this process; its handle must not be joined.
+    if (thread_.joinable()) thread_.detach();
+    return;
+  }
+  Shutdown();
+}
+
+Status Engine::Start(std::unique_ptr<transport::Transport> transport) {
+  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
+  kick_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (epoll_fd_ < 0 || kick_fd_ < 0) {
+    return absl::ResourceExhaustedError("no file descriptors for the engine; see ulimit -n");
+  }
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = kick_fd_;
+  epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, kick_fd_, &event);
+  if (transport != nullptr) {
+    event.data.fd = transport->fd();
+    epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, transport->fd(), &event);
+  }
+  if (!config_.timeline.empty()) {
+    if (Status s = trace_.Start(config_.timeline, place_.rank); !s.ok()) return s;
+  }
+  {
+    MutexLock lock(progress_mu_);
+    transport_ = std::move(transport);
+    std::vector<transport::Transport*> peers(static_cast<size_t>(place_.size), transport_.get());
+    peers[static_cast<size_t>(place_.rank)] = nullptr;
+    executor_.SetPeers(std::move(peers));
+  }
+  thread_ = std::thread(&Engine::Loop, this);
+  return absl::OkStatus();
+}
+
+void Engine::SetMembership(std::unique_ptr<control::Membership> membership) {
+  MutexLock lock(membership_mu_);
+  membership_ = std::move(membership);
+}
+
+control::MembershipEvents Engine::MembershipEvents() {
+  control::MembershipEvents events;
+  events.rank_failed = [this](int rank, const std::string& text) {
+    Run([this, rank, text](Executor&) { RankFailed(rank, text); });
+  };
+  events.rank_left = [this](int rank) {
+    Run([this, rank](Executor& executor) {
+      executor.FailPeer(rank, absl::UnavailableError("rank " + std::to_string(rank) +
+                                                     " has left the job"));
+    });
+  };
+  events.progress = [this] { return ops_done_.load(std::memory_order_relaxed); };
+  return events;
+}
+
+void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANALYSIS {
+  if (failure_.ok()) {
+    failure_ = absl::UnavailableError(text);
+    failed_.store(true);
+    BLUEFOG_LOG(kError) << text << "; no further operation is possible in this job";
+  }
+  executor_.FailPeer(rank, failure_);
+  executor_.FailAll(failure_);
+}
+
+void Engine::Shutdown() {
+  if (down_.exchange(true)) return;
+  if (thread_.joinable()) {
+    // What is complete here but for the neighbours' releases may linger; the rest nobody will wait for.
+    Completion quiet;
+    Run([](Executor& executor) {
+      executor.FailUnfinished(
+          [](const Operation&) { return true; },
+          absl::AbortedError("the communicator was shut down with the operation under way"));
+    });
+    const auto deadline = std::chrono::steady_clock::now() + kLinger;
+    while (true) {
+      bool idle = false;
+      {
+        MutexLock lock(progress_mu_);
+        ProgressLocked();
+        idle = executor_.idle();
+      }
+      if (idle || std::chrono::steady_clock::now() > deadline) break;
+      quiet.Sleep(std::chrono::steady_clock::now() + std::chrono::milliseconds(1));
+    }
+    std::unique_ptr<control::Membership> membership;
+    {
+      MutexLock lock(membership_mu_);
+      membership = std::move(membership_);
+    }
+    if (membership != nullptr) {
+      membership->Leave();
+      membership.reset();
+    }
+    stop_.store(true);
+    Kick();
+    thread_.join();
+  }
+  {
+    MutexLock lock(progress_mu_);
+    executor_.FailAll(absl::FailedPreconditionError("the communicator was shut down"));
+    ProgressLocked();
+    executor_.SetPeers(
+        std::vector<transport::Transport*>(static_cast<size_t>(place_.size), nullptr));
+    transport_.reset();
+  }
+  DropFinished();
+  trace_.Stop();
+  if (epoll_fd_ >= 0) close(epoll_fd_);
+  if (kick_fd_ >= 0) close(kick_fd_);
+  epoll_fd_ = kick_fd_ = -1;
+}
+
+// ---- Inbox -----------------------------------------------------------------------------------------
+
+Status Engine::CheckUsable(const std::string& what) const {
+  if (ForkGeneration() != fork_generation_) {
+    return absl::FailedPreconditionError(
+        what + ": this process was forked from rank " + std::to_string(place_.rank) +
+        "; an engine cannot be used in a forked child (start workers with spawn, or do not "
+        "communicate in them)");
+  }
+  if (down_.load(std::memory_order_relaxed)) {
+    return absl::FailedPreconditionError(what + ": the communicator was shut down");
+  }
+  return absl::OkStatus();
+}
+
+NameEntry* Engine::Name(const std::string& name, bool automatic) {
+  MutexLock lock(inbox_mu_);
+  std::unique_ptr<NameEntry>& entry = names_[name];
+  if (entry == nullptr) {
+    entry = std::make_unique<NameEntry>();
+    entry->name = name;
+    entry->hash = StableHash().Add(std::string_view(name)).value();
+    entry->automatic = automatic;
+  }
+  return entry.get();
+}
+
+void Engine::Enqueue(Submission submission) {
+  {
+    MutexLock lock(inbox_mu_);
+    submission.key.name_hash = submission.name->hash;
+    submission.key.use = submission.name->next_use++;
+    inbox_.push_back({std::move(submission), nullptr});
+    inbox_filled_.store(true);
+  }
+  KickIfNeeded();
+}
+
+void Engine::Run(std::function<void(Executor&)> task) {
+  {
+    MutexLock lock(inbox_mu_);
+    inbox_.push_back({{}, std::move(task)});
+    inbox_filled_.store(true);
+  }
+  KickIfNeeded();
+}
+
+bool Engine::DrainInbox() {
+  if (!inbox_filled_.load()) return false;
+  {
+    MutexLock lock(inbox_mu_);
+    std::swap(drained_, inbox_);
+    inbox_filled_.store(false);
+  }
+  for (Item& item : drained_) {
+    if (item.task) {
+      item.task(executor_);
+      continue;
+    }
+    Operation* op = executor_.NewOperation();
+    static_cast<Submission&>(*op) = std::move(item.submission);
+    ++stats_.ops_submitted;
+    executor_.Start(op);
+  }
+  drained_.clear();
+  return true;
+}
+
+void Engine::DropFinished() {
+  std::vector<std::shared_ptr<WorkImpl>> finished;
+  {
+    MutexLock lock(inbox_mu_);
+    std::swap(finished, finished_);
+  }
+}
+
+// ---- Progress --------------------------------------------------------------------------------------
+
+void Engine::Incoming(int peer, const transport::Header& header,
+                      const transport::View& view) NO_THREAD_SAFETY_ANALYSIS {
+  executor_.OnMessage(peer, header, view);
+}
+void Engine::SendDone(uint64_t cookie, const Status& status) NO_THREAD_SAFETY_ANALYSIS {
+  executor_.OnSendDone(cookie, status);
+}
+void Engine::FetchDone(uint64_t cookie, const Status& status) NO_THREAD_SAFETY_ANALYSIS {
+  executor_.OnFetchDone(cookie, status);
+}
+void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS {
+  if (status.code() == absl::StatusCode::kCancelled) {
+    executor_.FailPeer(
+        peer, absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"));
+    return;
+  }
+  const std::string text = "rank " + std::to_string(peer) + " failed: " +
+                           std::string(status.message());
+  RankFailed(peer, text);
+  // Neighbours see a death first; the others learn of it through the control plane.
+  MutexLock lock(membership_mu_);
+  if (membership_ != nullptr) membership_->ReportFailure(peer, text);
+}
+
+bool Engine::ProgressLocked() {
+  bool moved = DrainInbox();
+  if (transport_ != nullptr) moved |= transport_->Progress();
+  moved |= executor_.Run();
+  if ((++polls_ & 63) == 0 || !moved) {
+    const int64_t now = NowNs();
+    if (now >= next_check_ns_) {
+      const int64_t next = executor_.CheckDeadlines(now);
+      next_check_ns_ = std::min(next, now + 50 * kMillisecond);
+    }
+  }
+  runnable_.store(executor_.runnable(), std::memory_order_relaxed);
+  ops_done_.store(stats_.ops_done, std::memory_order_relaxed);
+  if (!executor_.finished().empty()) {
+    MutexLock lock(inbox_mu_);
+    for (auto& work : executor_.finished()) finished_.push_back(std::move(work));
+    executor_.finished().clear();
+  }
+  return moved;
+}
+
+bool Engine::Arm() { return transport_ == nullptr || transport_->Arm(); }
+
+void Engine::Kick() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = write(kick_fd_, &one, sizeof(one));
+}
+
+void Engine::KickIfNeeded() {
+  // Pairs with Loop: either it sees the inbox after raising sleeping_, or this sees sleeping_.
+  if ((inbox_filled_.load() || runnable_.load()) && sleeping_.exchange(false)) Kick();
+}
+
+void Engine::Loop() {
+  while (!stop_.load()) {
+    int timeout_ms = -1;
+    bool sleep = false;
+    {
+      MutexLock lock(progress_mu_);
+      while (ProgressLocked() && !stop_.load()) {
+      }
+      sleeping_.store(true);
+      sleep = !inbox_filled_.load() && Arm() && !stop_.load();
+      if (executor_.active_count() > 0) {
+        // A publish that met back-pressure is tried again when a release rings; time-outs need a clock.
+        timeout_ms = static_cast<int>(
+            std::clamp<int64_t>((next_check_ns_ - NowNs()) / kMillisecond + 1, 1, 1000));
+      }
+    }
+    if (sleep) {
+      epoll_event events[4];
+      const int n = epoll_wait(epoll_fd_, events, 4, timeout_ms);
+      for (int i = 0; i < n; ++i) {
+        if (events[i].data.fd != kick_fd_) continue;
+        uint64_t count;
+        [[maybe_unused]] const ssize_t bytes = read(kick_fd_, &count, sizeof(count));
+      }
+    }
+    sleeping_.store(false);
+  }
+}
+
+void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point deadline) {
+  int64_t now = NowNs();
+  if (now < no_drive_until_ns_.load(std::memory_order_relaxed)) return;
+  const int64_t budget = config_.drive_us * kMicrosecond;
+  int64_t idle_since = now;
+  bool give_up = false;
+  while (!completion.done() && !give_up) {
+    if (progress_mu_.TryLock()) {
+      if (transport_ != nullptr) transport_->Disarm();
+      while (!completion.done()) {
+        if (ProgressLocked()) {
+          idle_since = NowNs();
+          if (std::chrono::steady_clock::now() >= deadline) break;
+          continue;
+        }
+        const int64_t before = NowNs();
+        if (before - idle_since > budget) {
+          give_up = true;
+          break;
+        }
+        sched_yield();
+        if (NowNs() - before > config_.yield_limit_us * kMicrosecond) {
+          // Somebody else wants this core.
+          no_drive_until_ns_.store(NowNs() + config_.no_drive_ms * kMillisecond,
+                                   std::memory_order_relaxed);
+          give_up = true;
+          break;
+        }
+      }
+      const bool more = !Arm() || runnable_.load(std::memory_order_relaxed);
+      progress_mu_.Unlock();
+      if (more && sleeping_.exchange(false)) Kick();
+      KickIfNeeded();
+    } else {
+      sched_yield();
+      now = NowNs();
+      give_up = now - idle_since > budget;
+    }
+    if (std::chrono::steady_clock::now() >= deadline) break;
+  }
+}
+
+bool Engine::Wait(Completion& completion, std::chrono::nanoseconds timeout,
+                  const std::string& what) {
+  const int64_t begin = NowNs();
+  const auto deadline = After(timeout);
+  if (!completion.done()) Drive(completion, deadline);
+  const bool done = completion.done() || completion.Sleep(deadline);
+  const int64_t end = NowNs();
+  blocked_ns_.fetch_add(end - begin, std::memory_order_relaxed);
+  trace_.Span(TraceTrack::kCaller, "WAIT", what, begin, end);
+  DropFinished();
+  return done;
+}
+
+void Engine::SetUserHandler(uint8_t handler, UserHandler fn) {
+  MutexLock lock(progress_mu_);
+  executor_.SetUserHandler(handler, std::move(fn));
+}
+
+EngineStats Engine::stats() {
+  EngineStats stats;
+  {
+    MutexLock lock(progress_mu_);
+    stats = stats_;
+    if (executor_.active_count() > 0) stats.busy_ns += NowNs();
+  }
+  stats.allocations += planner_.planned();
+  stats.bytes_pinned = arena_->bytes_reserved();
+  stats.blocked_ns = blocked_ns_.load();
+  stats.nonfinite_gradients = nonfinite_.load();
+  MutexLock lock(membership_mu_);
+  if (membership_ != nullptr) stats.control_messages += membership_->messages();
+  return stats;
+}
+
+Status Engine::status() {
+  MutexLock lock(progress_mu_);
+  return failure_;
+}
+
+}  // namespace bluefog

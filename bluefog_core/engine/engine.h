@@ -1,0 +1,144 @@
+// One rank's engine: the inbox, the progress lock and who holds it, the background thread, the waiters that
+// drive. What is done under the lock is the executor's business.
+//
+// Threads. Callers touch the inbox (one mutex), Works and Completions. Everything else belongs to whoever
+// holds the progress lock: the background thread, a caller that waits, or for a moment one that submits.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include <bluefog/communicator.h>
+
+#include "base/mutex.h"
+#include "base/trace.h"
+#include "control/membership.h"
+#include "engine/completion.h"
+#include "engine/executor.h"
+#include "engine/output_pool.h"
+#include "engine/planner.h"
+#include "transport/arena.h"
+#include "transport/transport.h"
+
+namespace bluefog {
+
+class Engine final : private transport::Receiver {
+ public:
+  Engine(const Config& config, const control::Place& place);
+  ~Engine() override;
+
+  // ---- Start and end. Called by Communicator.
+  transport::Receiver* receiver() { return this; }
+  const std::shared_ptr<transport::Arena>& arena() const { return arena_; }
+  /// `transport` is null when alone; its SetPeers has been called.
+  Status Start(std::unique_ptr<transport::Transport> transport);
+  /// From now on failures that this rank sees are reported here.
+  void SetMembership(std::unique_ptr<control::Membership> membership);
+  control::MembershipEvents MembershipEvents();
+  void Shutdown();
+
+  // ---- For callers; thread-safe.
+  StatusOr<std::shared_ptr<Work>> Submit(OpSpec spec);
+  Status SetTopology(TopologySequence topology);
+  std::shared_ptr<const TopologySequence> topology() const;
+  const control::Place& place() const { return place_; }
+  const Config& config() const { return config_; }
+  Planner& planner() { return planner_; }
+  Trace& trace() { return trace_; }
+  EngineStats stats();
+  Status status();
+  /// Ok unless the engine is shut down or this process is a forked child.
+  Status CheckUsable(const std::string& what) const;
+
+  // ---- For the optimizer and other users inside the engine.
+  NameEntry* Name(const std::string& name, bool automatic) EXCLUDES(inbox_mu_);
+  /// Hands over a submission; its key's use is filled in here.
+  void Enqueue(Submission submission) EXCLUDES(inbox_mu_);
+  /// Runs `task` under the progress lock, after everything enqueued before.
+  void Run(std::function<void(Executor&)> task) EXCLUDES(inbox_mu_);
+  /// Waits for `completion`, driving progress first; false on time-out. `what` is for the timeline.
+  bool Wait(Completion& completion, std::chrono::nanoseconds timeout, const std::string& what);
+  /// A handler for active messages, served while the caller's own threads sleep.
+  void SetUserHandler(uint8_t handler, UserHandler fn);
+  /// Numbers the optimizers of this communicator; created in the same order on all ranks.
+  int NextOptimizer() { return optimizers_.fetch_add(1); }
+  void CountNonFinite(int64_t n) { nonfinite_.fetch_add(n, std::memory_order_relaxed); }
+
+ private:
+  // transport::Receiver, from inside Progress.
+  void Incoming(int peer, const transport::Header& header, const transport::View& view) override;
+  void SendDone(uint64_t cookie, const Status& status) override;
+  void FetchDone(uint64_t cookie, const Status& status) override;
+  void PeerDown(int peer, const Status& status) override;
+
+  void Loop();
+  bool ProgressLocked() REQUIRES(progress_mu_);
+  bool DrainInbox() REQUIRES(progress_mu_) EXCLUDES(inbox_mu_);
+  bool Arm() REQUIRES(progress_mu_);
+  void Drive(Completion& completion, std::chrono::steady_clock::time_point deadline);
+  /// After the lock was given up: is there something that nobody else would look at?
+  void KickIfNeeded();
+  void Kick();
+  void RankFailed(int rank, const std::string& text);
+  void DropFinished() EXCLUDES(inbox_mu_);
+  StatusOr<std::shared_ptr<const Plan>> PlanFor(const OpSpec& spec, int64_t round);
+  StatusOr<Neighborhood> CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
+                                          std::vector<double>* send_weights) const;
+  Status Validate(const OpSpec& spec, const std::string& what) const;
+
+  const Config config_;
+  const control::Place place_;
+  const std::shared_ptr<transport::Arena> arena_;
+  const std::shared_ptr<OutputPool> outputs_;
+  Planner planner_;
+  Trace trace_;
+  const uint32_t fork_generation_;
+
+  // Inbox.
+  struct Item {
+    Submission submission;
+    std::function<void(Executor&)> task;
+  };
+  mutable Mutex inbox_mu_;
+  std::vector<Item> inbox_ GUARDED_BY(inbox_mu_);
+  std::unordered_map<std::string, std::unique_ptr<NameEntry>> names_ GUARDED_BY(inbox_mu_);
+  std::shared_ptr<const TopologySequence> topology_ GUARDED_BY(inbox_mu_);
+  int64_t round_ GUARDED_BY(inbox_mu_) = 0;  ///< Plain neighbor_allreduces since SetTopology.
+  std::vector<std::shared_ptr<WorkImpl>> finished_ GUARDED_BY(inbox_mu_);
+  std::atomic<bool> inbox_filled_{false};
+
+  // Progress.
+  Mutex progress_mu_;
+  EngineStats stats_ GUARDED_BY(progress_mu_);
+  Executor executor_ GUARDED_BY(progress_mu_);
+  std::unique_ptr<transport::Transport> transport_ GUARDED_BY(progress_mu_);
+  std::vector<Item> drained_ GUARDED_BY(progress_mu_);
+  Status failure_ GUARDED_BY(progress_mu_);
+  uint32_t polls_ GUARDED_BY(progress_mu_) = 0;
+  int64_t next_check_ns_ GUARDED_BY(progress_mu_) = 0;
+  std::vector<bool> peer_left_ GUARDED_BY(progress_mu_);
+
+  std::atomic<bool> runnable_{false};   ///< The executor has work that waits for the lock only.
+  std::atomic<bool> failed_{false};
+  std::atomic<bool> sleeping_{false};   ///< The background thread is in, or about to enter, epoll_wait.
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> down_{false};
+  std::atomic<int64_t> no_drive_until_ns_{0};
+  std::atomic<int> optimizers_{0};
+  std::atomic<int64_t> blocked_ns_{0}, nonfinite_{0}, ops_done_{0};
+  int epoll_fd_ = -1, kick_fd_ = -1;
+  Mutex membership_mu_;
+  std::unique_ptr<control::Membership> membership_ GUARDED_BY(membership_mu_);
+  std::thread thread_;
+};
+
+/// Logging and failpoints are the process's: set up by every Create.
+Status PrepareProcess(const Config& config, int rank);
+
+}  // namespace bluefog

@@ -1,0 +1,858 @@
+#include "engine/executor.h"
+
+#include <algorithm>
+#include <cstring>
+#include <sstream>
+
+#include "base/clock.h"
+#include "base/failpoint.h"
+#include "base/hash.h"
+#include "base/log.h"
+
+namespace bluefog {
+
+using collective::Step;
+using collective::StepKind;
+using transport::SendResult;
+
+namespace {
+
+// A cookie names an operation, one of its publishes (or a receive to fetch) and the target; 0 is for
+// control messages that nobody waits for.
+struct Cookie {
+  uint32_t index;    ///< Of the operation, 22 bits.
+  int32_t ordinal;   ///< 26 bits.
+  int32_t target;    ///< 14 bits.
+  uint64_t Pack() const {
+    return (uint64_t{index} + 1) << 40 | static_cast<uint64_t>(ordinal) << 14 |
+           static_cast<uint64_t>(target);
+  }
+  static Cookie Unpack(uint64_t bits) {
+    return {static_cast<uint32_t>(bits >> 40) - 1,
+            static_cast<int32_t>(bits >> 14 & ((1 << 26) - 1)),
+            static_cast<int32_t>(bits & ((1 << 14) - 1))};
+  }
+};
+
+// Same arrow on both ranks.
+uint64_t FlowId(const Key& key, int from, int to, uint32_t message) {
+  return StableHash()
+      .Add(key.name_hash)
+      .Add(key.use)
+      .Add(key.communicator)
+      .Add(from)
+      .Add(to)
+      .Add(message)
+      .value();
+}
+
+constexpr int64_t kMillisecond = 1'000'000;
+
+}  // namespace
+
+Executor::Executor(const Config& config, int rank, int size,
+                   std::shared_ptr<transport::Arena> arena, Trace* trace, EngineStats* stats)
+    : config_(config),
+      rank_(rank),
+      size_(size),
+      trace_(trace),
+      stats_(stats),
+      match_(rank, size),
+      // A codec may need a little more than the elements themselves.
+      slots_(std::move(arena), config.chunk_bytes + 4096, config.slot_bytes),
+      peers_(static_cast<size_t>(size), nullptr),
+      peer_status_(static_cast<size_t>(size)),
+      outbox_(static_cast<size_t>(size)) {}
+
+Executor::~Executor() = default;
+
+Operation* Executor::NewOperation() {
+  if (free_.empty()) {
+    ++stats_->allocations;
+    free_.push_back(static_cast<uint32_t>(slab_.size()));
+    slab_.push_back(std::make_unique<Operation>());
+    slab_.back()->index = free_.back();
+  }
+  Operation* op = slab_[free_.back()].get();
+  free_.pop_back();
+  return op;
+}
+
+void Executor::Start(Operation* op) {
+  const Plan& plan = *op->plan;
+  op->active = true;
+  op->failing = false;
+  op->failure = absl::OkStatus();
+  op->pending.resize(plan.units.size());
+  op->ready.clear();
+  op->ready_head = 0;
+  op->blocked.clear();
+  op->publishes_open.clear();
+  op->publishes.resize(static_cast<size_t>(plan.publishes));
+  for (Operation::Publish& p : op->publishes) p.prepared = false;
+  op->receives.resize(static_cast<size_t>(plan.receives));
+  op->posted.assign(plan.destinations.size(), 0);
+  op->inflight.clear();
+  op->encoded.clear();
+  op->units_left = static_cast<int32_t>(plan.units.size());
+  op->produces_left = plan.produces;
+  op->consumes_left = plan.consumes;
+  op->send_slots = op->fetch_slots = op->fetching = 0;
+  op->fetch_waiting.clear();
+  op->started_ns = NowNs();
+  op->next_report_ns = op->started_ns + config_.stall_report_ms * kMillisecond;
+  op->probed = false;
+  op->needs_posts =
+      !op->dedicated && plan.largest_message * op->element_bytes > config_.eager_bytes;
+  active_.push_back(op);
+  if (active_.size() == 1) stats_->busy_ns -= op->started_ns;
+
+  std::vector<Match::Early> early = match_.Add(op);
+  for (size_t u = 0; u < plan.units.size(); ++u) {
+    op->pending[u] = plan.units[u].pending;
+    const Plan::Unit& unit = plan.units[u];
+    if (plan.schedule.steps[unit.first].kind == StepKind::kReceive) {
+      Operation::Receive& r = op->receives[unit.ordinal];
+      r.arrived = r.held = false;
+      r.users = unit.users;
+    }
+  }
+  if (!status_.ok()) Fail(op, status_);
+  for (const int peer : plan.peers) {
+    if (op->failing) break;
+    if (!peer_status_[peer].ok()) Fail(op, peer_status_[peer]);
+  }
+  if (!op->failing && FailpointHit("engine.start_op")) {
+    Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.start_op"));
+  }
+  if (!op->failing) {
+    // The name and what it stands for, to whom it is new.
+    op->name->described.resize(static_cast<size_t>(size_), 0);
+    std::string text;
+    for (const int peer : plan.peers) {
+      if (op->name->described[peer] == op->description_hash) continue;
+      op->name->described[peer] = op->description_hash;
+      if (text.empty()) text = op->name->name + '\0' + op->Describe();
+      ++stats_->control_messages;
+      SendControl(peer, HeaderOf(*op, MessageKind::kDescribe), std::as_bytes(std::span(text)));
+    }
+    if (op->needs_posts) {
+      for (const Plan::Inbound& in : plan.inbound) Post(op, in.peer);
+    }
+    for (size_t u = 0; u < plan.units.size() && !op->failing; ++u) {
+      if (plan.units[u].pending == 0) MakeReady(op, static_cast<int32_t>(u));
+    }
+  }
+  for (Match::Early& e : early) {
+    Deliver(op, e.peer, e.header, e.view, std::move(e.copy), e.copied);
+  }
+  if (!op->failing && plan.produces == 0 && op->hooks != nullptr) op->hooks->OnProduced();
+  FinishIfQuiet(op);
+}
+
+void Executor::OpenGates(Operation* op, bool produce, bool consume) {
+  op->produce_open |= produce;
+  op->consume_open |= consume;
+  std::vector<int32_t> blocked = std::move(op->blocked);
+  op->blocked.clear();
+  for (const int32_t unit : blocked) MakeReady(op, unit);
+}
+
+void Executor::Post(Operation* op, int peer) {
+  ++stats_->posts_sent;
+  SendControl(peer, HeaderOf(*op, MessageKind::kPost), {});
+}
+
+void Executor::MakeReady(Operation* op, int32_t u) {
+  const Plan::Unit& unit = op->plan->units[u];
+  const StepKind kind = op->plan->schedule.steps[unit.first].kind;
+  switch (kind) {
+    case StepKind::kReceive:
+      break;  // Open from the start.
+    case StepKind::kPublish:
+      op->publishes_open.push_back(u);
+      break;
+    default:
+      if ((kind == StepKind::kProduce && !op->produce_open) ||
+          (unit.consume && !op->consume_open)) {
+        op->blocked.push_back(u);
+        break;
+      }
+      op->ready.push_back(u);
+      ++ready_units_;
+  }
+}
+
+void Executor::CompleteUnit(Operation* op, int32_t u) {
+  const Plan& plan = *op->plan;
+  const Plan::Unit& unit = plan.units[u];
+  --op->units_left;
+  for (int32_t s = unit.first; s < unit.first + unit.count; ++s) {
+    for (const collective::Source& source : plan.schedule.steps[s].sources) {
+      if (source.receive < 0) continue;
+      Operation::Receive& r = op->receives[plan.units[plan.unit_of_step[source.receive]].ordinal];
+      if (--r.users == 0) ReleaseReceive(op, r);
+    }
+  }
+  for (int32_t d = unit.dependents_begin; d < unit.dependents_end; ++d) {
+    const int32_t next = plan.dependents[d];
+    if (--op->pending[next] == 0) MakeReady(op, next);
+  }
+  const StepKind kind = plan.schedule.steps[unit.first].kind;
+  if (kind == StepKind::kProduce && --op->produces_left == 0 && op->hooks != nullptr) {
+    op->hooks->OnProduced();
+  }
+  if (unit.consume && --op->consumes_left == 0 && op->hooks != nullptr) op->hooks->OnConsumed();
+}
+
+void Executor::ReleaseReceive(Operation* op, Operation::Receive& r) {
+  if (r.held) {
+    r.held = false;
+    peers_[r.view.peer]->Release(r.view);
+  }
+  if (r.fetched != nullptr) {
+    slots_.Release(std::move(r.fetched));
+    r.fetched = nullptr;
+    --op->fetch_slots;
+    if (!op->fetch_waiting.empty()) TryFetch(op);
+  }
+  r.copy.clear();
+  r.data = nullptr;
+}
+
+// ---- What comes in ---------------------------------------------------------------------------------
+
+void Executor::OnMessage(int peer, const transport::Header& packed, const transport::View& view) {
+  const WireHeader header = Unpack(packed);
+  transport::Transport* transport = peers_[peer];
+  const auto payload = std::span(view.data, static_cast<size_t>(view.readable() ? view.size : 0));
+  switch (header.kind) {
+    case MessageKind::kUser:
+      if (user_handlers_[header.code]) user_handlers_[header.code](peer, header, payload);
+      transport->Release(view);
+      return;
+    case MessageKind::kDescribe: {
+      const std::string text(reinterpret_cast<const char*>(payload.data()), payload.size());
+      const size_t cut = std::min(text.find('\0'), text.size());
+      match_.SetDescription(peer, header.key.name_hash, text.substr(0, cut),
+                            cut < text.size() ? text.substr(cut + 1) : "");
+      transport->Release(view);
+      return;
+    }
+    case MessageKind::kData:
+    case MessageKind::kPost:
+    case MessageKind::kAbort:
+      break;
+    default:
+      BLUEFOG_LOG(kWarning) << "rank " << peer << " sent a message of unknown kind "
+                            << static_cast<int>(header.kind) << "; dropped";
+      transport->Release(view);
+      return;
+  }
+  if (Operation* op = match_.Find(header.key); op != nullptr) {
+    Deliver(op, peer, header, view, {}, false);
+    FinishIfQuiet(op);
+    return;
+  }
+  if (match_.IsPast(header.key)) {
+    // The operation is over here. An abort comes too late; anything else was meant for a partner that
+    // never listed this rank.
+    if (header.kind != MessageKind::kAbort) {
+      Abort(header, peer,
+            absl::InvalidArgumentError(
+                std::string(NameOf(header.op)) + " '" + match_.NameOf(header.key.name_hash) +
+                "': rank " + std::to_string(rank_) + " finished this operation without rank " +
+                std::to_string(peer) + ". Both ends of an edge must name each other"));
+    }
+    transport->Release(view);
+    return;
+  }
+  Match::Early early{peer, header, view, {}, false};
+  if (header.kind == MessageKind::kPost || header.kind == MessageKind::kAbort ||
+      (view.data != nullptr && view.size <= transport->inline_limit() &&
+       match_.ShouldCopy(peer, view.size))) {
+    early.copy.assign(payload.begin(), payload.end());
+    early.copied = true;
+    if (header.kind == MessageKind::kData) {
+      transport->Detach(view);
+    } else {
+      transport->Release(view);
+    }
+  }
+  match_.Store(std::move(early));
+}
+
+void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
+                       const transport::View& view, std::vector<std::byte> copy, bool copied) {
+  transport::Transport* transport = peers_[peer];
+  const bool owed = header.kind == MessageKind::kData || !copied;  // Is a release still to be made?
+  const auto drop = [&] {
+    if (owed) transport->Release(view);
+  };
+  if (header.kind == MessageKind::kAbort) {
+    const std::string text =
+        copied ? std::string(reinterpret_cast<const char*>(copy.data()), copy.size())
+               : std::string(reinterpret_cast<const char*>(view.data),
+                             static_cast<size_t>(view.size));
+    drop();
+    Fail(op, Status(static_cast<absl::StatusCode>(header.code), text), peer);
+    return;
+  }
+  if (op->failing) return drop();
+  if (Status same = match_.Compare(*op, peer, header); !same.ok()) {
+    drop();
+    return Fail(op, same);
+  }
+  const Plan& plan = *op->plan;
+  if (header.kind == MessageKind::kPost) {
+    drop();
+    const int destination = plan.DestinationOf(peer);
+    if (destination < 0) {
+      return Fail(op, absl::InvalidArgumentError(
+                          op->ToString() + ": rank " + std::to_string(peer) +
+                          " expects data from rank " + std::to_string(rank_) +
+                          ", which does not send to it. Both ends of an edge must name each other"));
+    }
+    op->posted[destination] = 1;
+    return;
+  }
+  const int in = plan.InboundOf(peer);
+  if (in < 0) {
+    drop();
+    return Fail(op, absl::InvalidArgumentError(
+                        op->ToString() + ": rank " + std::to_string(peer) + " sends to rank " +
+                        std::to_string(rank_) +
+                        ", which does not expect it. Both ends of an edge must name each other"));
+  }
+  const std::vector<int32_t>& receives = plan.inbound[in].receives;
+  const int32_t u = header.message < receives.size() ? receives[header.message] : -1;
+  const Step* step = u < 0 ? nullptr : &plan.schedule.steps[plan.units[u].first];
+  const int64_t bytes = copied ? static_cast<int64_t>(copy.size()) : view.size;
+  const Codec* codec = op->hooks == nullptr ? nullptr : op->hooks->codec();
+  if (step == nullptr || op->receives[plan.units[u].ordinal].arrived ||
+      header.elements != step->range.count ||
+      (codec == nullptr ? bytes != step->range.count * op->element_bytes
+                        : bytes > codec->MaxBytes(op->dtype, step->range.count))) {
+    drop();
+    return Fail(op, absl::InternalError(op->ToString() + ": rank " + std::to_string(peer) +
+                                        " sent message " + std::to_string(header.message) + " of " +
+                                        std::to_string(bytes) + " bytes, which was not planned"));
+  }
+  Operation::Receive& r = op->receives[plan.units[u].ordinal];
+  r.arrived = true;
+  r.view = view;
+  r.held = true;
+  r.bytes = bytes;
+  r.weight = header.weight;
+  if (trace_->on()) {
+    r.arrived_ns = NowNs();
+    trace_->Instant(TraceTrack::kNetwork, "RECEIVE", op->name->name, r.arrived_ns, peer);
+    trace_->FlowEnd(TraceTrack::kNetwork, FlowId(op->key, peer, rank_, header.message),
+                    r.arrived_ns);
+  }
+  if (copied) {
+    r.copy = std::move(copy);
+    r.data = r.copy.data();
+  } else if (view.readable()) {
+    r.data = view.data;
+  } else {
+    op->fetch_waiting.push_back(u);
+    return TryFetch(op);
+  }
+  Arrived(op, u);
+}
+
+void Executor::Arrived(Operation* op, int32_t u) {
+  if (FailpointHit("engine.after_receive")) {
+    return Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.after_receive"));
+  }
+  Operation::Receive& r = op->receives[op->plan->units[u].ordinal];
+  if (r.users == 0) ReleaseReceive(op, r);
+  CompleteUnit(op, u);
+}
+
+void Executor::TryFetch(Operation* op) {
+  // Every source's chunk may be needed at once, so that many slots are the operation's own.
+  const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->inbound.size()));
+  while (!op->fetch_waiting.empty() && !op->failing) {
+    StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->fetch_slots, guarantee);
+    if (!slot.ok()) return Fail(op, slot.status());
+    if (*slot == nullptr) return;
+    const int32_t u = op->fetch_waiting.front();
+    op->fetch_waiting.erase(op->fetch_waiting.begin());
+    Operation::Receive& r = op->receives[op->plan->units[u].ordinal];
+    r.fetched = std::move(*slot);
+    r.data = r.fetched.get();
+    ++op->fetch_slots;
+    ++op->fetching;
+    peers_[r.view.peer]->Fetch(r.view, r.fetched.get(), Cookie{op->index, u, 0}.Pack());
+  }
+}
+
+void Executor::OnFetchDone(uint64_t cookie, const Status& status) {
+  const auto [index, u, target] = Cookie::Unpack(cookie);
+  Operation* op = slab_[index].get();
+  --op->fetching;
+  if (op->failing) {
+    ReleaseReceive(op, op->receives[op->plan->units[u].ordinal]);
+  } else if (!status.ok()) {
+    Fail(op, status);
+  } else {
+    Arrived(op, u);
+  }
+  FinishIfQuiet(op);
+}
+
+void Executor::OnSendDone(uint64_t cookie, const Status& status) {
+  if (cookie == 0) return;
+  const auto [index, ordinal, target] = Cookie::Unpack(cookie);
+  Operation* op = slab_[index].get();
+  for (size_t i = 0; i < op->inflight.size(); ++i) {
+    if (op->inflight[i].publish != ordinal || op->inflight[i].target != target) continue;
+    op->inflight[i] = op->inflight.back();
+    op->inflight.pop_back();
+    break;
+  }
+  Operation::Publish& p = op->publishes[ordinal];
+  if (--p.unreleased == 0 && p.unsent.empty() && p.slot != nullptr) {
+    slots_.Release(std::move(p.slot));
+    p.slot = nullptr;
+    --op->send_slots;
+  }
+  if (!op->failing) {
+    if (!status.ok()) {
+      Fail(op, status);
+    } else if (p.unreleased == 0 && p.unsent.empty()) {
+      CompleteUnit(op, op->plan->publish_units[ordinal]);
+    }
+  }
+  FinishIfQuiet(op);
+}
+
+// ---- What goes out ---------------------------------------------------------------------------------
+
+WireHeader Executor::HeaderOf(const Operation& op, MessageKind kind) const {
+  WireHeader h;
+  h.kind = kind;
+  h.op = op.op;
+  h.dtype = op.dtype;
+  h.key = op.key;
+  h.count = op.input.count;
+  h.layout_hash = op.input.LayoutHash();
+  h.plan_hash = op.plan_hash;
+  h.value = op.value;
+  h.step = op.step;
+  return h;
+}
+
+void Executor::SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload) {
+  if (!peer_status_[peer].ok()) return;
+  payload = payload.first(std::min(
+      payload.size(), static_cast<size_t>(peers_[peer]->inline_limit())));
+  if (FlushOutbox(peer) &&
+      peers_[peer]->Send(peer, Pack(header), payload, 0) != SendResult::kBusy) {
+    return;
+  }
+  outbox_[peer].push_back({header, {payload.begin(), payload.end()}});
+  ++outbox_count_;
+}
+
+bool Executor::FlushOutbox(int peer) {
+  std::deque<Outgoing>& box = outbox_[peer];
+  while (!box.empty()) {
+    if (peers_[peer]->Send(peer, Pack(box.front().header), box.front().payload, 0) ==
+        SendResult::kBusy) {
+      return false;
+    }
+    box.pop_front();
+    --outbox_count_;
+  }
+  return true;
+}
+
+void Executor::Abort(const WireHeader& about, int peer, const Status& status) {
+  WireHeader h = about;
+  h.kind = MessageKind::kAbort;
+  h.code = static_cast<uint8_t>(status.code());
+  ++stats_->nacks_sent;
+  SendControl(peer, h, std::as_bytes(std::span(status.message().data(), status.message().size())));
+}
+
+StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
+  const Step& step = op->plan->schedule.steps[unit.first];
+  Operation::Publish& p = op->publishes[unit.ordinal];
+  const std::byte* source = At(*op, step.range);
+  const int64_t bytes = step.range.count * op->element_bytes;
+  p.payload = {source, static_cast<size_t>(bytes)};
+  const Codec* codec = op->hooks == nullptr ? nullptr : op->hooks->codec();
+  if (codec == nullptr) {
+    bool in_place = true;
+    for (const collective::Target& target : step.targets) {
+      const transport::Transport* t = peers_[target.peer];
+      in_place = in_place && (bytes <= t->inline_limit() || t->CanSendInPlace(p.payload));
+    }
+    if (op->needs_posts) {
+      // A slot is taken, and a byte sent, only for partners that have submitted the operation too.
+      for (const collective::Target& target : step.targets) {
+        if (op->posted[op->plan->DestinationOf(target.peer)] == 0) return false;
+      }
+    }
+    if (in_place) return true;
+  }
+  // As many as the schedule may have outstanding towards different peers at once.
+  const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->destinations.size()));
+  StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->send_slots, guarantee);
+  if (!slot.ok()) return slot.status();
+  if (*slot == nullptr) return false;
+  ++op->send_slots;
+  p.slot = std::move(*slot);
+  const int64_t begin_ns = trace_->on() ? NowNs() : 0;
+  if (codec != nullptr) {
+    const int64_t coded = codec->Encode(op->dtype, step.range.count, source, p.slot.get());
+    p.payload = {p.slot.get(), static_cast<size_t>(coded)};
+    op->encoded.push_back({step.range.begin, {p.slot, coded}});
+  } else {
+    std::memcpy(p.slot.get(), source, static_cast<size_t>(bytes));
+    p.payload = {p.slot.get(), static_cast<size_t>(bytes)};
+  }
+  if (trace_->on()) {
+    trace_->Span(TraceTrack::kEngine, codec != nullptr ? "ENCODE" : "STAGE", op->name->name,
+                 begin_ns, NowNs());
+  }
+  return true;
+}
+
+// True when nothing is left to send for this unit.
+bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
+  const Plan::Unit& unit = op->plan->units[u];
+  const Step& step = op->plan->schedule.steps[unit.first];
+  Operation::Publish& p = op->publishes[unit.ordinal];
+  if (!p.prepared) {
+    if (FailpointHit("engine.before_publish")) {
+      Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.before_publish"));
+      return true;
+    }
+    StatusOr<bool> ready = Prepare(op, unit);
+    if (!ready.ok()) {
+      Fail(op, ready.status());
+      return true;
+    }
+    if (!*ready) return false;
+    p.prepared = true;
+    p.unsent.clear();
+    for (size_t t = 0; t < step.targets.size(); ++t) p.unsent.push_back(static_cast<int32_t>(t));
+    p.unreleased = static_cast<int32_t>(step.targets.size());
+    *moved = true;
+  }
+  WireHeader header = HeaderOf(*op, MessageKind::kData);
+  header.elements = step.range.count;
+  for (size_t i = 0; i < p.unsent.size();) {
+    const int32_t t = p.unsent[i];
+    const collective::Target& target = step.targets[t];
+    header.message = static_cast<uint32_t>(target.message);
+    header.weight = target.weight;
+    const SendResult sent = FlushOutbox(target.peer)
+                                ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
+                                                            Cookie{op->index, unit.ordinal, t}.Pack())
+                                : SendResult::kBusy;
+    if (sent == SendResult::kDown) {
+      Fail(op, peer_status_[target.peer].ok()
+                   ? absl::UnavailableError(op->ToString() + ": rank " +
+                                            std::to_string(target.peer) + " cannot be reached")
+                   : peer_status_[target.peer]);
+      return true;
+    }
+    if (sent == SendResult::kBusy) {
+      ++i;
+      continue;
+    }
+    op->inflight.push_back({target.peer, unit.ordinal, t});
+    ++stats_->messages_sent;
+    stats_->bytes_sent += static_cast<int64_t>(p.payload.size());
+    if (trace_->on()) {
+      const int64_t now = NowNs();
+      trace_->Instant(TraceTrack::kNetwork, "PUBLISH", op->name->name, now, target.peer);
+      trace_->FlowBegin(TraceTrack::kNetwork,
+                        FlowId(op->key, rank_, target.peer, header.message), now);
+    }
+    p.unsent.erase(p.unsent.begin() + static_cast<std::ptrdiff_t>(i));
+    *moved = true;
+    if (FailpointHit("engine.after_publish")) {
+      Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.after_publish"));
+      return true;
+    }
+  }
+  return p.unsent.empty();
+}
+
+bool Executor::RunPublishes(Operation* op) {
+  bool moved = false;
+  while (!op->publishes_open.empty() && !op->failing) {
+    if (!Publish(op, op->publishes_open.front(), &moved)) break;
+    if (op->failing) break;
+    op->publishes_open.erase(op->publishes_open.begin());
+  }
+  return moved;
+}
+
+// ---- The loop --------------------------------------------------------------------------------------
+
+bool Executor::Run() {
+  bool moved = false;
+  if (outbox_count_ > 0) {
+    for (int peer = 0; peer < size_; ++peer) {
+      if (outbox_[peer].empty()) continue;
+      const size_t before = outbox_[peer].size();
+      FlushOutbox(peer);
+      moved |= outbox_[peer].size() != before;
+    }
+  }
+  for (size_t i = 0; i < active_.size(); ++i) {
+    if (!active_[i]->publishes_open.empty()) moved |= RunPublishes(active_[i]);
+  }
+  // Failing inside RunPublishes leaves operations to be ended.
+  for (size_t i = 0; i < active_.size();) {
+    Operation* op = active_[i];
+    FinishIfQuiet(op);
+    if (i < active_.size() && active_[i] == op) ++i;
+  }
+  if (ready_units_ == 0) return moved;
+  for (Operation* op : active_) {
+    if (op->ready_head == op->ready.size()) continue;
+    const int32_t u = op->ready[op->ready_head++];
+    --ready_units_;
+    if (op->ready_head == op->ready.size()) {
+      op->ready.clear();
+      op->ready_head = 0;
+    }
+    if (Status status = Compute(op, op->plan->units[u]); !status.ok()) {
+      Fail(op, status);
+    } else {
+      CompleteUnit(op, u);
+      if (!op->publishes_open.empty()) RunPublishes(op);
+    }
+    FinishIfQuiet(op);
+    return true;
+  }
+  return moved;
+}
+
+void Executor::Fail(Operation* op, const Status& status, int except_peer) {
+  if (op->failing) return;
+  op->failing = true;
+  op->failure = status;
+  ready_units_ -= static_cast<int64_t>(op->ready.size() - op->ready_head);
+  op->ready.clear();
+  op->ready_head = 0;
+  op->blocked.clear();
+  op->publishes_open.clear();
+  op->fetch_waiting.clear();
+  for (const int peer : op->plan->peers) {
+    if (peer != except_peer) Abort(HeaderOf(*op, MessageKind::kAbort), peer, status);
+  }
+  for (const Operation::Inflight& f : op->inflight) {
+    peers_[f.peer]->Revoke(f.peer, Cookie{op->index, f.publish, f.target}.Pack());
+  }
+  for (Operation::Publish& p : op->publishes) {
+    if (!p.prepared) continue;
+    p.unreleased -= static_cast<int32_t>(p.unsent.size());
+    p.unsent.clear();
+    if (p.unreleased == 0 && p.slot != nullptr) {
+      slots_.Release(std::move(p.slot));
+      p.slot = nullptr;
+    }
+  }
+  for (Operation::Receive& r : op->receives) {
+    // A fetch under way writes into its slot until FetchDone.
+    if (r.arrived && (r.fetched == nullptr || op->fetching == 0)) ReleaseReceive(op, r);
+  }
+}
+
+void Executor::FinishIfQuiet(Operation* op) {
+  if (!op->active || !op->inflight.empty() || op->fetching > 0) return;
+  if (op->failing || op->units_left == 0) Finish(op);
+}
+
+void Executor::Finish(Operation* op) {
+  op->active = false;
+  if (op->failing) {
+    for (Operation::Receive& r : op->receives) {
+      if (r.arrived) ReleaseReceive(op, r);
+    }
+  }
+  Status status = op->failing ? op->failure : absl::OkStatus();
+  if (FailpointHit("engine.op_done") && status.ok()) {
+    status = absl::InternalError(op->ToString() + ": failpoint engine.op_done");
+  }
+  match_.Remove(*op);
+  active_.erase(std::find(active_.begin(), active_.end(), op));
+  const int64_t now = NowNs();
+  if (active_.empty()) stats_->busy_ns += now;
+  if (trace_->on()) {
+    trace_->Span(TraceTrack::kEngine, NameOf(op->op), op->name->name, op->started_ns, now);
+  }
+  ++(status.ok() ? stats_->ops_done : stats_->ops_failed);
+  op->scratch_memory = nullptr;
+  for (auto& [begin, coded] : op->encoded) coded.first = nullptr;
+  op->encoded.clear();
+  op->name->in_flight.store(false, std::memory_order_release);
+  if (op->work != nullptr) {
+    op->work->Complete(status);
+    finished_.push_back(std::move(op->work));
+    op->work = nullptr;
+  }
+  PluginHooks* hooks = op->hooks;
+  op->hooks = nullptr;
+  op->plan = nullptr;
+  free_.push_back(op->index);
+  if (hooks != nullptr) hooks->OnDone(status);  // May start the next operation.
+}
+
+void Executor::FailAll(const Status& status) {
+  if (status_.ok()) status_ = status;
+  for (const std::vector<Operation*> all = active_; Operation * op : all) {
+    if (!op->active) continue;
+    Fail(op, status_);
+    FinishIfQuiet(op);
+  }
+}
+
+void Executor::Abandon(Operation* op, const Status& status) {
+  Fail(op, status);
+  FinishIfQuiet(op);
+}
+
+void Executor::FailUnfinished(const std::function<bool(const Operation&)>& which,
+                              const Status& status) {
+  for (const std::vector<Operation*> all = active_; Operation * op : all) {
+    if (!op->active || !which(*op)) continue;
+    const auto sent = std::count_if(
+        op->publishes.begin(), op->publishes.end(), [](const Operation::Publish& p) {
+          return p.prepared && p.unsent.empty() && p.unreleased > 0;
+        });
+    if (op->units_left > sent) Fail(op, status);
+    FinishIfQuiet(op);
+  }
+}
+
+void Executor::FailPeer(int peer, const Status& status) {
+  if (!peer_status_[peer].ok()) return;
+  peer_status_[peer] = status;
+  outbox_count_ -= static_cast<int64_t>(outbox_[peer].size());
+  outbox_[peer].clear();
+  std::vector<Match::Early> views;
+  match_.Forget(peer, &views);
+  for (const Match::Early& e : views) {
+    if (e.header.kind == MessageKind::kData) peers_[peer]->Release(e.view);
+  }
+  for (const std::vector<Operation*> all = active_; Operation * op : all) {
+    if (!op->active) continue;
+    if (!std::binary_search(op->plan->peers.begin(), op->plan->peers.end(), peer)) continue;
+    // What is still owed in either direction; else the operation can end well without the peer.
+    bool needed = false;
+    if (const int in = op->plan->InboundOf(peer); in >= 0) {
+      for (const int32_t u : op->plan->inbound[in].receives) {
+        needed = needed || !op->receives[op->plan->units[u].ordinal].arrived;
+      }
+    }
+    for (const Operation::Inflight& f : op->inflight) needed = needed || f.peer == peer;
+    for (size_t i = 0; i < op->publishes.size() && !needed; ++i) {
+      const Operation::Publish& p = op->publishes[i];
+      const auto& targets =
+          op->plan->schedule.steps[op->plan->units[op->plan->publish_units[i]].first].targets;
+      for (size_t t = 0; t < targets.size(); ++t) {
+        needed = needed || (targets[t].peer == peer &&
+                            (!p.prepared || std::count(p.unsent.begin(), p.unsent.end(),
+                                                       static_cast<int32_t>(t)) > 0));
+      }
+    }
+    if (!needed) continue;
+    Fail(op, Status(status.code(), op->ToString() + ": " + std::string(status.message())));
+    FinishIfQuiet(op);
+  }
+}
+
+std::string Executor::PeersMissing(const Operation& op) const {
+  std::vector<int> missing;
+  std::string why;
+  for (const Plan::Inbound& in : op.plan->inbound) {
+    for (const int32_t u : in.receives) {
+      if (!op.receives[op.plan->units[u].ordinal].arrived) {
+        missing.push_back(in.peer);
+        why = " to send";
+        break;
+      }
+    }
+  }
+  if (missing.empty()) {
+    for (const Operation::Inflight& f : op.inflight) missing.push_back(f.peer);
+    why = " to take what was sent";
+  }
+  if (missing.empty() && op.needs_posts) {
+    for (size_t d = 0; d < op.posted.size(); ++d) {
+      if (op.posted[d] == 0) missing.push_back(op.plan->destinations[d]);
+    }
+    why = " to submit it";
+  }
+  if (missing.empty()) return "a local gate";
+  std::sort(missing.begin(), missing.end());
+  missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
+  std::string text = missing.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < missing.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(missing[i]);
+  }
+  return text + why;
+}
+
+int64_t Executor::CheckDeadlines(int64_t now) {
+  int64_t next = INT64_MAX;
+  for (const std::vector<Operation*> all = active_; Operation * op : all) {
+    if (!op->active || op->failing) continue;
+    if (!op->produce_open || !op->consume_open) continue;  // Waits for its own caller.
+    const int64_t timeout = op->started_ns + config_.op_timeout_ms * kMillisecond;
+    if (now >= timeout) {
+      Fail(op, absl::DeadlineExceededError(
+                   op->ToString() + ": rank " + std::to_string(rank_) + " waited " +
+                   std::to_string((now - op->started_ns) / kMillisecond / 1000) + " s for " +
+                   PeersMissing(*op) +
+                   ". Every rank must submit the operation under the same name; see "
+                   "BLUEFOG_OP_TIMEOUT_MS"));
+      FinishIfQuiet(op);
+      continue;
+    }
+    if (now >= op->next_report_ns) {
+      BLUEFOG_LOG(kWarning) << "stall: " << op->ToString() << " waits since "
+                            << (now - op->started_ns) / kMillisecond / 1000 << " s for "
+                            << PeersMissing(*op);
+      op->next_report_ns = now + config_.stall_report_ms * kMillisecond;
+      if (!op->probed && !op->needs_posts) {
+        // A partner that finished without this rank answers with a refusal.
+        op->probed = true;
+        for (const Plan::Inbound& in : op->plan->inbound) Post(op, in.peer);
+      }
+    }
+    next = std::min({next, timeout, op->next_report_ns});
+  }
+  return next;
+}
+
+bool Executor::SendUser(int peer, uint8_t handler, int64_t value,
+                        std::span<const std::byte> payload) {
+  WireHeader h;
+  h.kind = MessageKind::kUser;
+  h.code = handler;
+  h.count = value;
+  return peer_status_[peer].ok() && FlushOutbox(peer) &&
+         peers_[peer]->Send(peer, Pack(h), payload, 0) == SendResult::kAccepted;
+}
+
+std::string Operation::ToString() const {
+  return std::string(NameOf(op)) + " '" + (name == nullptr ? "?" : name->name) + "'";
+}
+
+std::string Operation::Describe() const {
+  if (hooks != nullptr) return hooks->Describe();
+  return std::string(NameOf(op)) + " " + input.ToString();
+}
+
+}  // namespace bluefog

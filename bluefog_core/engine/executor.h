@@ -1,0 +1,135 @@
+// Replays schedules: takes an operation's units as they become runnable, stages and publishes payloads,
+// hands views to combines, runs plugins tile by tile, releases what was read. Used under the progress lock;
+// nothing here blocks.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <bluefog/config.h>
+
+#include "base/trace.h"
+#include "engine/match.h"
+#include "engine/operation.h"
+#include "engine/slot_pool.h"
+#include "kernels/kernels.h"
+#include "transport/transport.h"
+
+namespace bluefog {
+
+/// Handler of an active message (MessageKind::kUser): served on whatever thread drives progress.
+using UserHandler =
+    std::function<void(int peer, const WireHeader& header, std::span<const std::byte> payload)>;
+
+class Executor {
+ public:
+  Executor(const Config& config, int rank, int size, std::shared_ptr<transport::Arena> arena,
+           Trace* trace, EngineStats* stats);
+  ~Executor();
+
+  /// The transport that reaches each rank; null for the own rank.
+  void SetPeers(std::vector<transport::Transport*> by_peer) { peers_ = std::move(by_peer); }
+
+  /// An operation to fill in and pass to Start; recycled memory.
+  Operation* NewOperation();
+  void Start(Operation* op);
+  void OpenGates(Operation* op, bool produce, bool consume);
+
+  // What came in, from the transports' upcalls.
+  void OnMessage(int peer, const transport::Header& header, const transport::View& view);
+  void OnSendDone(uint64_t cookie, const Status& status);
+  void OnFetchDone(uint64_t cookie, const Status& status);
+
+  /// Publishes what can be published and runs one unit of computation. True if anything moved.
+  bool Run();
+  /// True if Run would find something to compute.
+  bool runnable() const { return ready_units_ > 0; }
+  bool idle() const { return active_.empty() && outbox_count_ == 0; }
+  size_t active_count() const { return active_.size(); }
+
+  /// Fails one operation: peers are told unless they are the ones who said so.
+  void Fail(Operation* op, const Status& status, int except_peer = -1);
+  /// Fails it from outside the executor: may end it at once.
+  void Abandon(Operation* op, const Status& status);
+  /// Fails everything, now and from now on.
+  void FailAll(const Status& status);
+  /// Of the operations that `which` picks, fails those that wait for more than neighbours' releases.
+  void FailUnfinished(const std::function<bool(const Operation&)>& which, const Status& status);
+  /// `peer` is gone: operations that need it fail now and from now on.
+  void FailPeer(int peer, const Status& status);
+  /// Stall reports and time-outs. Returns when to look again (ns), or INT64_MAX.
+  int64_t CheckDeadlines(int64_t now);
+
+  /// An active message; false on back-pressure.
+  bool SendUser(int peer, uint8_t handler, int64_t value, std::span<const std::byte> payload);
+  void SetUserHandler(uint8_t handler, UserHandler fn) { user_handlers_[handler] = std::move(fn); }
+
+  /// Works whose last reference must go on a caller's thread.
+  std::vector<std::shared_ptr<WorkImpl>>& finished() { return finished_; }
+  Match& match() { return match_; }
+
+ private:
+  struct Outgoing {
+    WireHeader header;
+    std::vector<std::byte> payload;
+  };
+
+  // executor.cc: life of an operation.
+  void MakeReady(Operation* op, int32_t unit);
+  void CompleteUnit(Operation* op, int32_t unit);
+  void Deliver(Operation* op, int peer, const WireHeader& header, const transport::View& view,
+               std::vector<std::byte> copy, bool copied);
+  void Arrived(Operation* op, int32_t unit);
+  void TryFetch(Operation* op);
+  void ReleaseReceive(Operation* op, Operation::Receive& receive);
+  void FinishIfQuiet(Operation* op);
+  void Finish(Operation* op);
+  bool RunPublishes(Operation* op);
+  bool Publish(Operation* op, int32_t unit, bool* moved);
+  StatusOr<bool> Prepare(Operation* op, const Plan::Unit& unit);
+  void Post(Operation* op, int peer);
+
+  // executor_compute.cc: units that touch memory.
+  Status Compute(Operation* op, const Plan::Unit& unit);
+  Status ComputeGroup(Operation* op, const Plan::Unit& unit);
+  Status CombineInto(Operation* op, const collective::Step& step, int64_t begin, int64_t count,
+                     std::byte* out, bool streaming);
+  Status CombineCoded(Operation* op, const collective::Step& step, std::byte* out);
+  std::byte* At(const Operation& op, const collective::Range& range, int64_t offset = 0) const;
+  const std::byte* Read(const Operation& op, const collective::Source& source, int64_t offset) const;
+  void NeedTiles(size_t buffers, int64_t bytes);
+
+  // Control messages, in order with each other and before later data.
+  void SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload);
+  bool FlushOutbox(int peer);
+  WireHeader HeaderOf(const Operation& op, MessageKind kind) const;
+  void Abort(const WireHeader& about, int peer, const Status& status);
+  std::string PeersMissing(const Operation& op) const;
+
+  const Config config_;
+  const int rank_, size_;
+  Trace* const trace_;
+  EngineStats* const stats_;
+  Match match_;
+  SlotPool slots_;
+  std::vector<transport::Transport*> peers_;
+  std::vector<Status> peer_status_;  ///< Not Ok: gone.
+  Status status_;                    ///< Sticky.
+  std::vector<std::unique_ptr<Operation>> slab_;
+  std::vector<uint32_t> free_;
+  std::vector<Operation*> active_;  ///< In order of submission.
+  int64_t ready_units_ = 0;
+  std::vector<std::deque<Outgoing>> outbox_;
+  int64_t outbox_count_ = 0;
+  std::array<UserHandler, 256> user_handlers_;
+  std::vector<std::shared_ptr<WorkImpl>> finished_;
+  std::vector<kernels::Term> terms_;
+  std::vector<std::vector<std::byte>> tiles_;
+  std::vector<const std::byte*> mixed_;
+  bool in_run_ = false;
+};
+
+}  // namespace bluefog

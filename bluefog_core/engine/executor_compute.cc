@@ -1,0 +1,254 @@
+// The units that touch memory: combine, copy, and the plugin's produce, measure and consume, by tile.
+#include <algorithm>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/failpoint.h"
+#include "engine/executor.h"
+
+namespace bluefog {
+
+using collective::Range;
+using collective::Role;
+using collective::Source;
+using collective::Step;
+using collective::StepKind;
+
+namespace {
+
+// Past this size inputs and output together do not stay in the last-level cache anyway.
+constexpr int64_t kStreamingBytes = int64_t{16} << 20;
+
+class TraceSpan {
+ public:
+  TraceSpan(Trace* trace, const char* what, const Operation& op, int64_t detail)
+      : trace_(trace->on() ? trace : nullptr),
+        what_(what),
+        op_(op),
+        detail_(detail),
+        begin_ns_(trace_ == nullptr ? 0 : NowNs()) {}
+  ~TraceSpan() {
+    if (trace_ == nullptr) return;
+    trace_->Span(TraceTrack::kEngine, what_, op_.name->name, begin_ns_, NowNs(), detail_);
+  }
+  TraceSpan(const TraceSpan&) = delete;
+  TraceSpan& operator=(const TraceSpan&) = delete;
+
+ private:
+  Trace* trace_;
+  const char* what_;
+  const Operation& op_;
+  int64_t detail_, begin_ns_;
+};
+
+}  // namespace
+
+std::byte* Executor::At(const Operation& op, const Range& range, int64_t offset) const {
+  const auto& base = range.role == Role::kInput    ? op.in
+                     : range.role == Role::kOutput ? op.out
+                                                   : op.scratch;
+  return base[static_cast<size_t>(range.buffer)] + (range.begin + offset) * op.element_bytes;
+}
+
+const std::byte* Executor::Read(const Operation& op, const Source& source, int64_t offset) const {
+  if (source.receive < 0) return At(op, source.local, offset);
+  const Plan& plan = *op.plan;
+  return op.receives[plan.units[plan.unit_of_step[source.receive]].ordinal].data +
+         offset * op.element_bytes;
+}
+
+void Executor::NeedTiles(size_t buffers, int64_t bytes) {
+  if (tiles_.size() < buffers) tiles_.resize(buffers);
+  for (std::vector<std::byte>& tile : tiles_) {
+    if (static_cast<int64_t>(tile.size()) < bytes + 64) {
+      ++stats_->allocations;
+      tile.resize(static_cast<size_t>(bytes) + 64);
+    }
+  }
+}
+
+Status Executor::CombineInto(Operation* op, const Step& step, int64_t begin, int64_t count,
+                             std::byte* out, bool streaming) {
+  terms_.clear();
+  bool plain = step.divisor > 0;
+  for (const Source& source : step.sources) {
+    double weight = source.weight;
+    if (source.receive >= 0) {
+      weight *=
+          op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal].weight;
+    }
+    if (weight == 0.0) continue;
+    plain = plain && weight == 1.0;
+    terms_.push_back({Read(*op, source, begin), weight});
+  }
+  if (plain) {
+    return kernels::SumDivide(op->dtype, count, out, terms_, step.divisor, streaming);
+  }
+  if (step.divisor > 0) {
+    for (kernels::Term& term : terms_) term.weight /= step.divisor;
+  }
+  return kernels::WeightedSum(op->dtype, count, out, terms_, streaming);
+}
+
+// x_i + sum of w_ij (Q(x_j) - Q(x_i)): keeps the mean over the ranks whatever Q is.
+Status Executor::CombineCoded(Operation* op, const Step& step, std::byte* out) {
+  const Codec& codec = *op->hooks->codec();
+  double given = 0.0;
+  for (const Source& source : step.sources) {
+    if (source.receive < 0) {
+      std::memcpy(out, Read(*op, source, 0),
+                  static_cast<size_t>(step.range.count * op->element_bytes));
+      continue;
+    }
+    const Operation::Receive& r =
+        op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
+    const double weight =
+        source.weight * r.weight / (step.divisor > 0 ? step.divisor : 1.0);
+    given += weight;
+    Status status = codec.DecodeAdd(op->dtype, step.range.count,
+                                    {r.data, static_cast<size_t>(r.bytes)}, weight, out);
+    if (!status.ok()) {
+      return Status(status.code(), op->ToString() + ": message of rank " +
+                                       std::to_string(r.view.peer) + ": " +
+                                       std::string(status.message()));
+    }
+  }
+  for (auto it = op->encoded.begin(); it != op->encoded.end(); ++it) {
+    if (it->first != step.range.begin) continue;
+    Status status = codec.DecodeAdd(
+        op->dtype, step.range.count,
+        {it->second.first.get(), static_cast<size_t>(it->second.second)}, -given, out);
+    op->encoded.erase(it);
+    return status;
+  }
+  return absl::OkStatus();
+}
+
+Status Executor::ComputeGroup(Operation* op, const Plan::Unit& unit) {
+  const auto& steps = op->plan->schedule.steps;
+  const int32_t combines = unit.count - 1;
+  const Range& range = steps[unit.first + combines].range;
+  const bool coded = op->hooks->codec() != nullptr;
+  // A coded message cannot be cut, so its tile is the whole chunk.
+  const int64_t tile =
+      coded ? range.count : std::max<int64_t>(64, config_.tile_bytes / op->element_bytes);
+  NeedTiles(static_cast<size_t>(combines), std::min(tile, range.count) * op->element_bytes);
+  mixed_.resize(static_cast<size_t>(combines));
+  for (int64_t begin = 0; begin < range.count; begin += tile) {
+    const int64_t count = std::min(tile, range.count - begin);
+    for (int32_t i = 0; i < combines; ++i) {
+      const Step& step = steps[unit.first + i];
+      if (step.kind == StepKind::kCopy && !(coded && step.sources[0].receive >= 0)) {
+        mixed_[i] = Read(*op, step.sources[0], begin);
+        continue;
+      }
+      std::byte* out = tiles_[i].data();
+      out += (64 - reinterpret_cast<uintptr_t>(out) % 64) % 64;
+      Status status =
+          coded ? CombineCoded(op, step, out) : CombineInto(op, step, begin, count, out, false);
+      if (!status.ok()) return status;
+      mixed_[i] = out;
+    }
+    if (Status status = op->hooks->Consume(range.begin + begin, count, mixed_); !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
+  const auto& steps = op->plan->schedule.steps;
+  const Step& step = steps[unit.first];
+  const auto failpoint = [&](const char* name) {
+    return FailpointHit(name)
+               ? absl::InternalError(op->ToString() + ": failpoint " + name)
+               : absl::OkStatus();
+  };
+  // Messages whose sender gave up meanwhile must not have been used.
+  const auto intact = [&]() -> Status {
+    for (int32_t s = unit.first; s < unit.first + unit.count; ++s) {
+      for (const Source& source : steps[s].sources) {
+        if (source.receive < 0) continue;
+        const auto& r = op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
+        if (r.held && r.fetched == nullptr && r.copy.empty() &&
+            !peers_[r.view.peer]->Intact(r.view)) {
+          return absl::AbortedError(op->ToString() + ": rank " + std::to_string(r.view.peer) +
+                                    " gave up the operation");
+        }
+      }
+    }
+    return absl::OkStatus();
+  };
+  if (unit.count > 1) {
+    if (Status s = failpoint("engine.before_consume"); !s.ok()) return s;
+    const TraceSpan span(trace_, "COMBINE+CONSUME", *op, step.range.begin);
+    if (Status status = ComputeGroup(op, unit); !status.ok()) return status;
+    return intact();
+  }
+  const int64_t tile = std::max<int64_t>(64, config_.tile_bytes / op->element_bytes);
+  switch (step.kind) {
+    case StepKind::kProduce: {
+      if (Status s = failpoint("engine.before_produce"); !s.ok()) return s;
+      const TraceSpan span(trace_, "PRODUCE", *op, step.range.begin);
+      for (int64_t begin = 0; begin < step.range.count; begin += tile) {
+        op->hooks->Produce(step.range.begin + begin, std::min(tile, step.range.count - begin));
+      }
+      return absl::OkStatus();
+    }
+    case StepKind::kCombine: {
+      if (Status s = failpoint("engine.before_combine"); !s.ok()) return s;
+      const TraceSpan span(trace_, "COMBINE", *op, step.range.begin);
+      std::byte* out = At(*op, step.range);
+      const bool streaming =
+          op->hooks == nullptr && op->input.count * op->element_bytes *
+                                          static_cast<int64_t>(step.sources.size() + 1) >
+                                      kStreamingBytes;
+      Status status = op->hooks != nullptr && op->hooks->codec() != nullptr
+                          ? CombineCoded(op, step, out)
+                          : CombineInto(op, step, 0, step.range.count, out, streaming);
+      if (!status.ok()) {
+        return Status(status.code(), op->ToString() + ": " + std::string(status.message()));
+      }
+      return intact();
+    }
+    case StepKind::kCopy: {
+      const TraceSpan span(trace_, "COPY", *op, step.range.begin);
+      std::byte* out = At(*op, step.range);
+      const std::byte* in = Read(*op, step.sources[0], 0);
+      if (out != in && step.range.count > 0) {
+        std::memcpy(out, in, static_cast<size_t>(step.range.count * op->element_bytes));
+      }
+      return intact();
+    }
+    case StepKind::kMeasure:
+    case StepKind::kConsume: {
+      const bool consume = step.kind == StepKind::kConsume;
+      if (Status s = failpoint(consume ? "engine.before_consume" : "engine.before_combine");
+          !s.ok()) {
+        return s;
+      }
+      const TraceSpan span(trace_, consume ? "CONSUME" : "MEASURE", *op, step.range.begin);
+      mixed_.resize(static_cast<size_t>(op->plan->schedule.buffers));
+      for (int64_t begin = 0; begin < step.range.count; begin += tile) {
+        const int64_t count = std::min(tile, step.range.count - begin);
+        for (size_t p = 0; p < mixed_.size(); ++p) {
+          Range range = step.range;
+          range.buffer = static_cast<int16_t>(p);
+          mixed_[p] = At(*op, range, begin);
+        }
+        if (!consume) {
+          op->hooks->Measure(unit.ordinal, step.range.begin + begin, count, mixed_);
+        } else if (Status s = op->hooks->Consume(step.range.begin + begin, count, mixed_);
+                   !s.ok()) {
+          return s;
+        }
+      }
+      return absl::OkStatus();
+    }
+    default:
+      return absl::InternalError(op->ToString() + ": step " + collective::NameOf(step.kind) +
+                                 " has no executor");
+  }
+}
+
+}  // namespace bluefog

@@ -1,0 +1,164 @@
+// One submitted operation on its way through the executor. Everything here belongs to whoever holds the
+// progress lock, except what WorkImpl guards itself.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <bluefog/communicator.h>
+#include <bluefog/optimizer.h>
+
+#include "engine/completion.h"
+#include "engine/plan.h"
+#include "engine/wire.h"
+#include "transport/transport.h"
+
+namespace bluefog {
+
+class Engine;
+
+class WorkImpl final : public Work {
+ public:
+  WorkImpl(Engine* engine, std::string operation)
+      : engine_(engine), operation_(std::move(operation)) {}
+
+  bool done() const override { return completion_.done(); }
+  Status Wait(std::chrono::nanoseconds timeout) override;
+  TensorView output() const override { return output_; }
+  std::shared_ptr<std::byte> output_memory() const override { return output_memory_; }
+
+  // The engine's side; the fields are written before Complete and not after.
+  void Complete(Status status) {
+    status_ = std::move(status);
+    completion_.Set();
+  }
+  void BindOutput(const TensorView& output, std::shared_ptr<std::byte> memory) {
+    output_ = output;
+    output_memory_ = std::move(memory);
+  }
+  void BindKeepAlive(std::shared_ptr<void> keep_alive) { keep_alive_ = std::move(keep_alive); }
+  /// On a caller's thread, after done(): the deleter may take the GIL.
+  void DropKeepAlive() { keep_alive_.reset(); }
+
+ private:
+  Engine* engine_;
+  const std::string operation_;  ///< For the timeline.
+  Completion completion_;
+  Status status_;
+  TensorView output_;
+  std::shared_ptr<std::byte> output_memory_;
+  std::shared_ptr<void> keep_alive_;
+};
+
+/// What the executor calls for produce, measure and consume steps. All calls under the progress lock.
+class PluginHooks {
+ public:
+  virtual ~PluginHooks() = default;
+  virtual void Produce(int64_t begin, int64_t count) = 0;
+  /// `ordinal`: which measure step, so that partials add up in a fixed order.
+  virtual void Measure(int ordinal, int64_t begin, int64_t count, std::span<const std::byte* const> mixed) = 0;
+  /// `mixed[p]` points at element `begin` of payload p's average.
+  virtual Status Consume(int64_t begin, int64_t count, std::span<const std::byte* const> mixed) = 0;
+  virtual const Codec* codec() const = 0;
+  virtual void OnProduced() = 0;
+  virtual void OnConsumed() = 0;
+  /// Last call. On failure OnProduced and OnConsumed may not have come.
+  virtual void OnDone(const Status& status) = 0;
+  /// What others are told of this operation, for their error messages.
+  virtual std::string Describe() const = 0;
+};
+
+/// A name under which operations are submitted. Lives as long as the engine.
+struct NameEntry {
+  std::string name;
+  uint64_t hash = 0;
+  bool automatic = false;  ///< Made from the kind of operation: may be in flight several times.
+  std::atomic<bool> in_flight{false};
+  // Guarded by the engine's inbox mutex.
+  uint32_t next_use = 0;
+  std::string first_use;      ///< Operation and tensor of the first use; empty before.
+  uint64_t first_hash = 0;
+  // Under the progress lock: the description hash last sent, by peer.
+  std::vector<uint64_t> described;
+};
+
+inline constexpr int kMaxBuffers = kMaxPayloads;
+
+/// What was asked for: made by a caller, carried through the inbox, not changed by the executor.
+struct Submission {
+  Op op = Op::kBarrier;
+  NameEntry* name = nullptr;
+  Key key;
+  std::shared_ptr<const Plan> plan;
+  TensorView input;  ///< For descriptions and layout.
+  int64_t element_bytes = 1;
+  DType dtype = DType::kFloat32;
+  std::array<std::byte*, kMaxBuffers> in{}, out{}, scratch{};
+  std::shared_ptr<std::byte> scratch_memory;
+  uint64_t plan_hash = 1;
+  uint64_t description_hash = 1;  ///< When it changes, peers are told anew what Describe says.
+  double value = 0.0;
+  int64_t step = 0;
+  /// Payload memory that is this operation's own and lies in the arena: no posts, no staging.
+  bool dedicated = false;
+  PluginHooks* hooks = nullptr;
+  std::shared_ptr<WorkImpl> work;
+  bool produce_open = true, consume_open = true;  ///< Gates; Executor::OpenGates.
+};
+
+/// A submission and where it stands.
+struct Operation : Submission {
+  struct Inflight {
+    int peer;
+    int32_t publish;  ///< Ordinal.
+    int32_t target;
+  };
+  struct Publish {
+    bool prepared = false;
+    std::span<const std::byte> payload;
+    std::shared_ptr<std::byte> slot;
+    std::vector<int32_t> unsent;  ///< Targets.
+    int32_t unreleased = 0;
+  };
+  struct Receive {
+    bool arrived = false;
+    transport::View view;
+    bool held = false;  ///< The view must be released.
+    std::shared_ptr<std::byte> fetched;
+    std::vector<std::byte> copy;
+    const std::byte* data = nullptr;
+    int64_t bytes = 0;
+    double weight = 1.0;
+    int32_t users = 0;
+    int64_t arrived_ns = 0;
+  };
+  uint32_t index = 0;  ///< In the executor's slab.
+  bool active = false, failing = false;
+  Status failure;
+  std::vector<int32_t> pending;
+  std::vector<int32_t> ready;  ///< Compute units, first in first out from ready_head.
+  size_t ready_head = 0;
+  std::vector<int32_t> blocked;         ///< Units behind a closed gate.
+  std::vector<int32_t> publishes_open;  ///< Units that have something left to send.
+  std::vector<Publish> publishes;
+  std::vector<Receive> receives;
+  std::vector<uint8_t> posted;  ///< By destination.
+  std::vector<Inflight> inflight;
+  std::vector<std::pair<int64_t, std::pair<std::shared_ptr<std::byte>, int64_t>>> encoded;
+  int32_t units_left = 0, produces_left = 0, consumes_left = 0;
+  int64_t send_slots = 0, fetch_slots = 0, fetching = 0;
+  std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.
+  int64_t started_ns = 0, next_report_ns = 0;
+  bool probed = false;  ///< Posts were sent although eager, to find a partner that never will.
+
+  bool needs_posts = false;
+  std::string ToString() const;  ///< "neighbor_allreduce 'x'".
+  std::string Describe() const;  ///< Operation, tensor and what else must be equal.
+};
+
+}  // namespace bluefog

@@ -1,0 +1,50 @@
+// A Schedule made ready for replay: its steps grouped into units (what the executor runs at once), with
+// their dependencies counted. Immutable and shared by all operations of the same kind and shape.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "collective/schedule.h"
+
+namespace bluefog {
+
+struct Plan {
+  /// One step, or the steps of one group.
+  struct Unit {
+    int32_t first = 0, count = 1;  ///< Steps.
+    int32_t pending = 0;           ///< Units that must be done before.
+    int32_t dependents_begin = 0, dependents_end = 0;
+    int32_t ordinal = -1;  ///< Among the receives, the publishes or the measures.
+    int32_t users = 0;     ///< Receives: units that read the view.
+    bool consume = false;  ///< Contains a consume.
+  };
+  /// Messages from one peer: unit of the receive, by message number.
+  struct Inbound {
+    int peer = -1;
+    std::vector<int32_t> receives;
+    int64_t elements = 0;
+  };
+
+  collective::Schedule schedule;
+  std::vector<Unit> units;
+  std::vector<int32_t> dependents;
+  std::vector<int32_t> unit_of_step;
+  std::vector<int32_t> publish_units;  ///< By ordinal.
+  std::vector<Inbound> inbound;   ///< Ascending by peer.
+  std::vector<int> destinations;  ///< Ascending.
+  std::vector<int> peers;         ///< Union of both, ascending.
+  int receives = 0, publishes = 0, produces = 0, consumes = 0, measures = 0;
+  int64_t largest_message = 0;  ///< Elements.
+
+  /// Index into inbound, or -1.
+  int InboundOf(int peer) const;
+  /// Index into destinations, or -1.
+  int DestinationOf(int peer) const;
+};
+
+/// Internal error if the schedule is not sorted.
+StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule);
+
+}  // namespace bluefog

@@ -1,0 +1,305 @@
+// The caller's side of an operation: what can be wrong with a call is found here, on the caller's thread.
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <string>
+
+#include "base/failpoint.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "engine/engine.h"
+
+namespace bluefog {
+
+const char* NameOf(Op op) {
+  switch (op) {
+    case Op::kNeighborAllreduce: return "neighbor_allreduce";
+    case Op::kAllreduce: return "allreduce";
+    case Op::kBroadcast: return "broadcast";
+    case Op::kAllgather: return "allgather";
+    case Op::kBarrier: return "barrier";
+    case Op::kOptimizer: return "optimizer";
+  }
+  return "?";
+}
+
+namespace {
+
+bool IsFloating(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
+         dtype == DType::kBFloat16;
+}
+
+}  // namespace
+
+Status Engine::Validate(const OpSpec& spec, const std::string& what) const {
+  const auto bad = [&](const std::string& text) {
+    return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what + ": " +
+                                      text);
+  };
+  if (spec.input.device.type != DeviceType::kCpu) return bad("only CPU tensors are supported");
+  if (spec.input.count < 0) return bad("negative element count");
+  if (spec.input.data == nullptr && spec.input.count > 0) return bad("the tensor has no data");
+  if (Status dense = spec.input.CheckDense(); !dense.ok()) {
+    return bad("input " + std::string(dense.message()));
+  }
+  const bool floating = IsFloating(spec.input.dtype);
+  if (spec.op == Op::kNeighborAllreduce && !floating) {
+    return bad(std::string("needs a floating-point tensor, got ") + NameOf(spec.input.dtype));
+  }
+  if (spec.op == Op::kAllreduce && !floating &&
+      (spec.average || (spec.input.dtype != DType::kInt32 && spec.input.dtype != DType::kInt64))) {
+    return bad(std::string("cannot ") + (spec.average ? "average " : "sum ") +
+               NameOf(spec.input.dtype) + " tensors; use average=False with int32 or int64, or a "
+               "floating-point tensor");
+  }
+  if (spec.op == Op::kBroadcast && (spec.root < 0 || spec.root >= place_.size)) {
+    return bad("root rank " + std::to_string(spec.root) + " is outside 0.." +
+               std::to_string(place_.size - 1));
+  }
+  if (spec.output.data != nullptr) {
+    const int64_t count = spec.input.count * (spec.op == Op::kAllgather ? place_.size : 1);
+    if (spec.output.count != count || spec.output.dtype != spec.input.dtype) {
+      return bad("output is " + spec.output.ToString() + ", expected " + std::to_string(count) +
+                 " elements of " + NameOf(spec.input.dtype));
+    }
+    if (Status dense = spec.output.CheckDense(); !dense.ok()) {
+      return bad("output " + std::string(dense.message()));
+    }
+    const auto* a = static_cast<const std::byte*>(spec.input.data);
+    const auto* b = static_cast<const std::byte*>(spec.output.data);
+    const bool overlap = a < b + spec.output.bytes() && b < a + spec.input.bytes();
+    if (overlap && (a != b || spec.op == Op::kAllgather)) {
+      return bad("input and output overlap without being the same tensor");
+    }
+  }
+  return absl::OkStatus();
+}
+
+StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
+                                                std::vector<double>* send_weights) const {
+  const MixingWeights& call = *spec.weights;
+  const auto bad = [&](const std::string& text) {
+    return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) +
+                                      ": neighbor_allreduce '" + spec.name + "': " + text);
+  };
+  const auto check = [&](const std::vector<Edge>& edges, const char* which) -> Status {
+    std::set<int> seen;
+    for (const Edge& e : edges) {
+      if (e.rank < 0 || e.rank >= place_.size) {
+        return bad(std::string(which) + " names rank " + std::to_string(e.rank) + ", outside 0.." +
+                   std::to_string(place_.size - 1));
+      }
+      if (e.rank == place_.rank) return bad(std::string(which) + " names this rank itself");
+      if (!seen.insert(e.rank).second) {
+        return bad(std::string(which) + " names rank " + std::to_string(e.rank) + " twice");
+      }
+    }
+    return absl::OkStatus();
+  };
+  if (Status s = check(call.src, "src_weights"); !s.ok()) return s;
+  Neighborhood out;
+  out.self_weight = call.self_weight;
+  out.in = call.src;
+  const auto by_rank = [](const Edge& a, const Edge& b) { return a.rank < b.rank; };
+  if (call.dst.has_value()) {
+    if (Status s = check(*call.dst, "dst_weights"); !s.ok()) return s;
+    out.out = *call.dst;
+    std::sort(out.out.begin(), out.out.end(), by_rank);
+    for (const Edge& e : out.out) send_weights->push_back(e.weight);
+  } else {
+    out.out = graph.out;
+    for (const Edge& e : graph.in) {
+      const bool given = std::any_of(call.src.begin(), call.src.end(),
+                                     [&](const Edge& s) { return s.rank == e.rank; });
+      // It sends all the same; what it sends is taken and left out.
+      if (!given) out.in.push_back({e.rank, 0.0});
+    }
+    for (const Edge& e : call.src) {
+      const bool known = std::any_of(graph.in.begin(), graph.in.end(),
+                                     [&](const Edge& g) { return g.rank == e.rank; });
+      if (!known) {
+        return bad("src_weights names rank " + std::to_string(e.rank) +
+                   ", which is not an in-neighbour; give dst_weights too for a dynamic call");
+      }
+    }
+  }
+  std::sort(out.in.begin(), out.in.end(), by_rank);
+  const double even = 1.0 / static_cast<double>(call.src.size() + 1);
+  out.uniform = out.in.size() == call.src.size() && out.self_weight == even &&
+                std::all_of(out.in.begin(), out.in.end(),
+                            [&](const Edge& e) { return e.weight == even; });
+  return out;
+}
+
+StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_t round) {
+  Planner::Request request;
+  request.op = spec.op;
+  request.count = spec.input.count;
+  request.element_bytes = SizeOf(spec.input.dtype);
+  request.in_place = spec.output.data != nullptr && spec.output.data == spec.input.data;
+  request.average = spec.average;
+  request.root = spec.root;
+  if (spec.op != Op::kNeighborAllreduce) return planner_.Get(request);
+  const std::shared_ptr<const TopologySequence> topology = this->topology();
+  const Neighborhood& graph = topology->at(round).neighborhood(place_.rank);
+  request.neighborhood = &graph;
+  std::vector<double> send_weights;
+  Neighborhood call;
+  if (spec.weights.has_value()) {
+    StatusOr<Neighborhood> given = CallNeighborhood(spec, graph, &send_weights);
+    if (!given.ok()) return given.status();
+    call = *std::move(given);
+    request.neighborhood = &call;
+    request.send_weights = &send_weights;
+  }
+  return planner_.Get(request);
+}
+
+StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
+  const bool automatic = spec.name.empty();
+  if (automatic) spec.name = NameOf(spec.op);
+  const std::string what = std::string(NameOf(spec.op)) + " '" + spec.name + "'";
+  DropFinished();
+  if (Status s = CheckUsable(what); !s.ok()) return s;
+  if (failed_.load(std::memory_order_relaxed)) {
+    const Status failure = status();
+    return Status(failure.code(), what + ": " + std::string(failure.message()));
+  }
+  if (Status s = Validate(spec, what); !s.ok()) return s;
+  if (FailpointHit("engine.submit")) {
+    return absl::InternalError(what + ": failpoint engine.submit");
+  }
+  // Automatic names cannot meet a user's.
+  NameEntry* name = Name(automatic ? spec.name : "user." + spec.name, automatic);
+  int64_t round = 0;
+  {
+    MutexLock lock(inbox_mu_);
+    if (!automatic) {
+      const uint64_t hash = StableHash().Add(spec.op).Add(spec.input.LayoutHash()).value();
+      const std::string text = std::string(NameOf(spec.op)) + " " + spec.input.ToString();
+      if (name->in_flight.load(std::memory_order_acquire)) {
+        return absl::InvalidArgumentError(
+            "rank " + std::to_string(place_.rank) + ": " + what +
+            ": an operation of this name is in flight (" + name->first_use +
+            "); wait for it first, or use another name");
+      }
+      if (name->first_hash == 0) {
+        name->first_hash = hash;
+        name->first_use = text;
+      } else if (name->first_hash != hash) {
+        return absl::InvalidArgumentError(
+            "rank " + std::to_string(place_.rank) + ": " + what + ": the name stands for " +
+            name->first_use + " since its first use, and now came " + text +
+            "; use another name for another tensor");
+      }
+    }
+    if (spec.op == Op::kNeighborAllreduce) round = round_;
+  }
+  StatusOr<std::shared_ptr<const Plan>> plan = PlanFor(spec, round);
+  if (!plan.ok()) return plan.status();
+
+  Submission s;
+  s.op = spec.op;
+  s.name = name;
+  s.plan = *plan;
+  s.input = spec.input;
+  s.dtype = spec.input.dtype;
+  s.element_bytes = SizeOf(spec.input.dtype);
+  // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must not.
+  s.plan_hash = StableHash()
+                    .Add(spec.op)
+                    .Add(spec.op == Op::kBroadcast ? spec.root : 0)
+                    .Add(spec.op == Op::kAllreduce && spec.average)
+                    .value();
+  s.description_hash = StableHash().Add(s.plan_hash).Add(spec.input.LayoutHash()).value();
+  s.in[0] = static_cast<std::byte*>(spec.input.data);
+  auto work = std::make_shared<WorkImpl>(this, spec.name);
+  if (spec.output.data == nullptr && spec.op != Op::kBarrier) {
+    TensorView output = spec.input;
+    if (spec.op == Op::kAllgather) {
+      output.count *= place_.size;
+      if (output.ndim == 0) {
+        output.ndim = 1;
+        output.strides[0] = 1;
+        output.shape[0] = output.count;
+      } else {
+        output.shape[0] *= place_.size;
+        // Gathered along the first dimension, which is the outermost in memory.
+        int64_t stride = 1;
+        for (int d = output.ndim - 1; d >= 0; --d) {
+          output.strides[d] = stride;
+          stride *= output.shape[d];
+        }
+      }
+    }
+    StatusOr<std::shared_ptr<std::byte>> memory = outputs_->Allocate(output.bytes());
+    if (!memory.ok()) return memory.status();
+    output.data = memory->get();
+    spec.output = output;
+    work->BindOutput(output, *std::move(memory));
+  } else {
+    work->BindOutput(spec.output, nullptr);
+  }
+  s.out[0] = static_cast<std::byte*>(spec.output.data);
+  if (s.plan->schedule.scratch_count > 0) {
+    StatusOr<std::shared_ptr<std::byte>> scratch =
+        arena_->Allocate(s.plan->schedule.scratch_count * s.element_bytes);
+    if (!scratch.ok()) return scratch.status();
+    s.scratch[0] = scratch->get();
+    s.scratch_memory = *std::move(scratch);
+  }
+  work->BindKeepAlive(std::move(spec.keep_alive));
+  s.work = work;
+  const bool small = spec.input.bytes() <= config_.eager_bytes;
+  {
+    MutexLock lock(inbox_mu_);
+    name->in_flight.store(true, std::memory_order_release);
+    if (spec.op == Op::kNeighborAllreduce) ++round_;
+    s.key.name_hash = name->hash;
+    s.key.use = name->next_use++;
+    inbox_.push_back({std::move(s), nullptr});
+    inbox_filled_.store(true);
+  }
+  // A small operation leaves at once, on this thread; a large one is the background thread's.
+  if (small && progress_mu_.TryLock()) {
+    ProgressLocked();
+    progress_mu_.Unlock();
+  }
+  KickIfNeeded();
+  return std::shared_ptr<Work>(std::move(work));
+}
+
+Status Engine::SetTopology(TopologySequence topology) {
+  if (Status s = CheckUsable("set_topology"); !s.ok()) return s;
+  if (topology.size() != place_.size) {
+    return absl::InvalidArgumentError(
+        "set_topology: the graph '" + topology.name() + "' has " +
+        std::to_string(topology.size()) + " ranks, the job has " + std::to_string(place_.size));
+  }
+  if (place_.rank == 0) {
+    // One rank speaks for all: the graph is the same everywhere.
+    if (StatusOr<TopologyAnalysis> a = Analyze(topology); a.ok()) {
+      if (!a->column_stochastic) {
+        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
+                              << "' does not keep averages: " << a->problem;
+      }
+      if (!a->connected) {
+        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
+                              << "' is not connected: " << a->problem;
+      }
+    }
+  }
+  auto shared = std::make_shared<const TopologySequence>(std::move(topology));
+  MutexLock lock(inbox_mu_);
+  topology_ = std::move(shared);
+  round_ = 0;
+  return absl::OkStatus();
+}
+
+std::shared_ptr<const TopologySequence> Engine::topology() const {
+  MutexLock lock(inbox_mu_);
+  return topology_;
+}
+
+}  // namespace bluefog
