@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <bluefog/tensor.h>
 #include <pybind11/numpy.h>

@@ -1,6 +1,7 @@
 // Communicator and Work for Python.
 #include "communicator.h"
 
+#include <exception>
 #include <optional>
 #include <string>
 #include <utility>
@@ -20,6 +21,11 @@ std::vector<Edge> ToEdges(const Weights& weights) {
   std::vector<Edge> edges;
   for (const auto& [rank, weight] : weights) edges.push_back({rank, weight});
   return edges;
+}
+
+bool IsFloating(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
+         dtype == DType::kBFloat16;
 }
 
 class PyWork {
@@ -57,6 +63,27 @@ class PyWork {
   std::shared_ptr<Work> work_;
 };
 
+// Joins the job. Ctrl-C while it waits for the other ranks gives up.
+Session Create() {
+  ThrowIfForked();
+  std::exception_ptr signal;
+  CommunicatorOptions options;
+  options.config = ValueOrThrow(Config::FromEnvironment());
+  options.interrupted = [&signal] {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() == 0) return false;
+    signal = std::make_exception_ptr(py::error_already_set());
+    return true;
+  };
+  StatusOr<std::unique_ptr<Communicator>> communicator = nullptr;
+  {
+    const py::gil_scoped_release release;
+    communicator = Communicator::Create(options);
+  }
+  if (signal) std::rethrow_exception(signal);
+  return Session(ValueOrThrow(std::move(communicator)));
+}
+
 // None: the input has gaps or overlaps and the caller should pass a contiguous copy.
 std::optional<PyWork> Submit(const Session& session, Op op, const std::string& name,
                              const py::object& input, bool in_place, bool average, int root,
@@ -76,6 +103,21 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
     if (in_place && !tensor.writable) {
       Throw(absl::InvalidArgumentError(what + "_ is read-only memory (" + tensor.view.ToString() +
                                        "): pass a copy, or use the call that returns its result"));
+    }
+    // Blocks are gathered along the first dimension, which must be the outermost in memory.
+    const bool gatherable =
+        op != Op::kAllgather ||
+        tensor.view.strides == ContiguousView(nullptr, tensor.view.dtype,
+                                              {tensor.view.shape.begin(),
+                                               tensor.view.shape.begin() + tensor.view.ndim})
+                                   .strides;
+    if (!gatherable) return std::nullopt;
+    if (op == Op::kAllreduce && average && !IsFloating(tensor.view.dtype)) {
+      py::set_error(PyExc_AssertionError,
+                    (what + " is " + tensor.view.ToString() +
+                     ": an average of integers is not an integer; use average=False")
+                        .c_str());
+      throw py::error_already_set();
     }
     if (!tensor.dense) {
       if (!in_place) return std::nullopt;
@@ -156,16 +198,7 @@ void BindCommunicator(py::module_& module) {
       .def("to_dlpack", &PyWork::Dlpack);
 
   py::class_<Session>(module, "Communicator")
-      .def_static("create",
-                  [] {
-                    ThrowIfForked();
-                    return Session(ValueOrThrow(
-                        RunInterruptibly([]() -> StatusOr<std::unique_ptr<Communicator>> {
-                          StatusOr<Config> config = Config::FromEnvironment();
-                          if (!config.ok()) return config.status();
-                          return Communicator::Create({.config = *std::move(config)});
-                        })));
-                  })
+      .def_static("create", &Create)
       .def_property_readonly("rank", [](const Session& s) { return s.get().rank(); })
       .def_property_readonly("size", [](const Session& s) { return s.get().size(); })
       .def_property_readonly("local_rank", [](const Session& s) { return s.get().local_rank(); })

@@ -1,0 +1,244 @@
+"""The one communicator of this process, its topology and the handles of operations under way."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import threading
+from typing import Any, Callable
+
+from . import _core
+from . import topology as _topology
+from ._errors import BluefogError, BluefogValueError
+
+_lock = threading.Lock()
+_communicator: _core.Communicator | None = None
+_graph: Any = None  # The networkx graph that set_topology was given, if it was one.
+_handles: dict[int, tuple[_core.Work, Callable[[_core.Work], Any]]] = {}
+_next_handle = itertools.count(1)
+
+
+def communicator() -> _core.Communicator:
+    """The communicator; raises before init and after shutdown."""
+    current = _communicator
+    if current is None:
+        raise BluefogValueError(
+            "bluefog is not running in this process: call it first, use bf.init()",
+            "FAILED_PRECONDITION",
+        )
+    return current
+
+
+def is_initialized() -> bool:
+    """True between ``init()`` and ``shutdown()``."""
+    return _communicator is not None
+
+
+def init(topology_fn: Callable[[int], Any] | None = None, is_weighted: bool = False) -> None:
+    """Join the job that the launcher describes, or be alone, and set the topology.
+
+    Finds its place under ``bluefog run`` and from torchrun's variables; without either it is rank 0
+    of 1. Settings are read from ``BLUEFOG_*`` variables at the first call. Every call resets the
+    topology; calling it again is otherwise without effect.
+
+    Parameters
+    ----------
+    topology_fn : callable, optional
+        ``topology_fn(size)`` returns whatever :func:`set_topology` accepts. Default: the static
+        exponential graph.
+    is_weighted : bool
+        Whether the weights of a networkx graph are used; see :func:`set_topology`.
+
+    Raises
+    ------
+    BluefogError
+        Ranks that did not join in time (named), a port that is taken, or a forked child.
+    ValueError
+        A malformed variable (named, with its value).
+    """
+    global _communicator
+    with _lock:
+        if _communicator is None:
+            _communicator = _core.Communicator.create()
+            atexit.register(_at_exit)
+    set_topology(None if topology_fn is None else topology_fn(size()), is_weighted)
+
+
+def shutdown() -> None:
+    """Leave the job. Scripts need not call it: it happens at exit. ``init()`` may follow."""
+    global _communicator, _graph
+    with _lock:
+        current, _communicator, _graph = _communicator, None, None
+        _handles.clear()
+        atexit.unregister(_at_exit)
+    if current is not None:
+        current.shutdown()
+
+
+def _at_exit() -> None:
+    # A forked child leaves its parent's job alone.
+    if not _core.in_forked_child():
+        shutdown()
+
+
+def rank() -> int:
+    """My number, 0 … size-1. ValueError before ``init()``."""
+    return communicator().rank
+
+
+def size() -> int:
+    """Number of ranks in the job. ValueError before ``init()``."""
+    return communicator().size
+
+
+def local_rank() -> int:
+    """My number among the ranks of this machine. ValueError before ``init()``."""
+    return communicator().local_rank
+
+
+def local_size() -> int:
+    """Number of ranks on this machine. ValueError before ``init()``."""
+    return communicator().local_size
+
+
+def launched_by() -> str:
+    """Where this rank's place came from: "bluefog run", "torchrun" or "alone"."""
+    return communicator().launched_by
+
+
+def stats() -> dict[str, int]:
+    """Counters of this rank's engine: operations, messages, bytes, ``busy_ns``, ``blocked_ns``, …
+
+    ``1 - blocked_ns / busy_ns`` is the hidden share of communication.
+    """
+    return communicator().stats()
+
+
+def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
+    """Set the graph that neighbour averages use from now on.
+
+    Every rank calls it at the same point of its program with the same graph. Rows that do not sum to 1
+    and disconnected graphs are warned about.
+
+    Parameters
+    ----------
+    topology : networkx graph, numpy.ndarray, Topology or TopologySequence, optional
+        Default: the static exponential graph. The round of a sequence is the number of plain
+        neighbor_allreduces since this call; that of an optimizer is its step.
+    is_weighted : bool
+        For a networkx graph: use its ``weight`` attributes; else every rank averages itself and its
+        sources with 1 / (in-degree + 1). Matrices and objects of :mod:`bluefog.topology` carry their
+        weights with them, and these are used.
+
+    Returns
+    -------
+    bool
+        True.
+
+    Raises
+    ------
+    TypeError
+        Not a graph, or (also a ValueError) another number of nodes than ranks.
+    ValueError
+        A negative weight, or a node that is not a rank.
+    """
+    global _graph
+    current = communicator()
+    if topology is None:
+        topology = _topology.exponential(current.size)
+    sequence = _topology.as_sequence(topology, current.size, is_weighted)
+    if sequence != current.topology():
+        current.set_topology(sequence)
+    _graph = topology if hasattr(topology, "nodes") else None
+    return True
+
+
+def load_topology() -> Any:
+    """The current graph as a ``networkx.DiGraph`` with weights; None before ``init()``.
+
+    The graph that was given, if it was networkx's. Of a sequence: the union of its rounds, with mean
+    weights.
+    """
+    if _communicator is None:
+        return None
+    return _graph if _graph is not None else _topology.to_networkx(_communicator.topology())
+
+
+def in_neighbor_ranks() -> list[int]:
+    """Ranks that I receive from, ascending, without myself; [] before ``init()``."""
+    if _communicator is None:
+        return []
+    return _topology.neighbors(_communicator.topology(), _communicator.rank)[0]
+
+
+def out_neighbor_ranks() -> list[int]:
+    """Ranks that I send to, ascending, without myself; [] before ``init()``."""
+    if _communicator is None:
+        return []
+    return _topology.neighbors(_communicator.topology(), _communicator.rank)[1]
+
+
+def add_handle(work: _core.Work, finish: Callable[[_core.Work], Any]) -> int:
+    """Keep a work under a new handle; ``finish`` makes its result."""
+    handle = next(_next_handle)
+    _handles[handle] = (work, finish)
+    return handle
+
+
+def poll(handle: int) -> bool:
+    """True when the operation is complete, so that ``synchronize`` will not block.
+
+    Raises
+    ------
+    ValueError
+        The handle is unknown or was used before.
+    """
+    return _work(handle)[0].done()
+
+
+def synchronize(handle: int) -> Any:
+    """Wait for a nonblocking operation and return its output. A handle can be used once.
+
+    Answers Ctrl-C; the handle then stays usable.
+
+    Raises
+    ------
+    ValueError
+        The handle is unknown or was used before; or the ranks' arguments do not fit together.
+    BluefogError
+        The operation failed; ``code`` says how.
+    """
+    work, finish = _work(handle)
+    try:
+        work.wait()
+    except BluefogError:
+        _handles.pop(handle, None)
+        raise
+    _handles.pop(handle, None)
+    return finish(work)
+
+
+def wait(handle: int) -> Any:
+    """The same as :func:`synchronize`."""
+    return synchronize(handle)
+
+
+def barrier() -> None:
+    """Return when every rank has called it."""
+    submit(_core.Op.barrier).wait()
+
+
+def submit(op: _core.Op, **arguments: Any) -> _core.Work | None:
+    """Submit to the engine; None: the input must be made contiguous first."""
+    return communicator().submit(op, **arguments)
+
+
+def _work(handle: int) -> tuple[_core.Work, Callable[[_core.Work], Any]]:
+    try:
+        return _handles[handle]
+    except (KeyError, TypeError):
+        communicator()  # The clearer complaint after a shutdown.
+        raise BluefogValueError(
+            f"handle {handle!r} is unknown or was used before: every handle of a nonblocking "
+            "operation can be synchronized once"
+        ) from None

@@ -1,0 +1,74 @@
+"""PyTorch tensors for the operations of :mod:`bluefog.torch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd.graph import increment_version
+from torch.utils.dlpack import from_dlpack, to_dlpack
+
+from .. import _core, _runtime
+from .._api import Api, _named_tensors
+from .._errors import BluefogValueError
+
+
+def export(tensor: Any, what: str) -> Any:
+    """A DLPack capsule of a dense CPU tensor, whether it requires gradients or not."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{what} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if tensor.layout is not torch.strided:
+        raise BluefogValueError(f"{what} is {tensor.layout}: use tensor.to_dense() first")
+    if tensor.device.type != "cpu":
+        raise BluefogValueError(
+            f"{what} lies on {tensor.device}: only tensors in host memory can be exchanged; move it "
+            "there first (tensor.cpu())"
+        )
+    return to_dlpack(tensor.detach().resolve_neg())
+
+
+class TorchAdapter:
+    """Results are new tensors without history."""
+
+    def export(self, tensor: Any, what: str, in_place: bool) -> Any:
+        return export(tensor, what)
+
+    def contiguous(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().contiguous()
+
+    def result(self, work: _core.Work) -> torch.Tensor:
+        return from_dlpack(work.to_dlpack())
+
+    def modified(self, tensor: torch.Tensor) -> None:
+        if not tensor.is_inference():
+            increment_version(tensor)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
+        name = str(dtype or torch.get_default_dtype()).rpartition(".")[2]
+        return from_dlpack(_runtime.communicator().empty_dlpack(shape, name))
+
+    def named(self, params: Any) -> list[tuple[str, torch.Tensor]] | None:
+        return list(params.named_parameters()) if isinstance(params, torch.nn.Module) else None
+
+    def averaged(self, model: Any) -> list[torch.Tensor]:
+        if not isinstance(model, torch.nn.Module):
+            return [tensor for _, tensor in _named_tensors(model)]
+        buffers = [b for b in model.buffers() if b.is_floating_point()]
+        return [*model.parameters(), *buffers]
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().clone()
+
+    def assign(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        with torch.no_grad():
+            tensor.copy_(value)
+
+    def squared_distance(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.detach().double() - b.double()).square().sum())
+
+    def scalar(self, value: float) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.float64)
+
+
+api: Api[torch.Tensor] = Api(TorchAdapter())

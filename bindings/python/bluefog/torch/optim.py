@@ -1,0 +1,575 @@
+"""Decentralized optimizers: true ``torch.optim.Optimizer`` objects that average while they step.
+
+Every rank trains its own model on its own data. In each step a bucket of parameters leaves for the
+neighbours as soon as its gradients exist, during back-propagation; ``step()`` waits for what is still
+under way. The arithmetic runs in C++ without the GIL.
+
+Symbols: x parameters, g gradient (weight decay added), W the weights of the graph, lr the learning rate,
+beta the momentum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import torch
+from torch.autograd.graph import increment_version
+from torch.utils.dlpack import to_dlpack
+
+from .. import _core, _runtime
+from .. import topology as _topology
+from .._errors import BluefogError, BluefogValueError
+from . import _adapter
+
+__all__ = ["DSGD", "DecentLaM", "DistributedOptimizer", "DmSGD", "PmSGD"]
+
+_Mismatch = _core.Mismatch
+_LOCAL_CURE = "make the optimizer with overlap=False"
+
+
+class _Slot:
+    """One parameter as it was registered, and what its hook saw in this step."""
+
+    __slots__ = ("dtype", "grad", "grad_version", "index", "name", "param", "shape", "stride")
+
+    def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
+        self.index = index
+        self.name = name
+        self.param = param
+        self.dtype = param.dtype
+        self.shape = param.shape
+        self.stride = param.stride()
+        self.grad: torch.Tensor | None = None  # Not None: given to the engine in this step.
+        self.grad_version = 0
+
+    def fits(self) -> bool:
+        p = self.param
+        return p.dtype is self.dtype and p.shape == self.shape and p.stride() == self.stride
+
+
+class DistributedOptimizer(torch.optim.Optimizer):
+    """An optimizer plugin of the engine on PyTorch parameters; base of the named optimizers.
+
+    Collective: every rank makes it with the same parameters in the same order, which is checked first
+    (names, shapes, dtypes, memory order; the error names the rank that differs). Then the parameters are
+    overwritten with those of rank 0, so that all ranks start from one model.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor), or of groups (dict)
+        float32 or float64 in host memory, dense in memory. Names appear in errors. Parameters that do
+        not require gradients are not sent; those without a gradient in a step are, with g = 0.
+    lr : float
+        Learning rate, >= 0; equal on all ranks in the same step.
+    momentum : float, optional
+        beta, >= 0; None for plugins that have none.
+    weight_decay : float
+        lambda in g + lambda * x, >= 0.
+    plugin : str
+        Name of the plugin; ValueError lists those that exist.
+    topology : networkx graph, numpy.ndarray, Topology or TopologySequence, optional
+        The graph of this optimizer; the round of a sequence is the step. Default: that of
+        ``bf.set_topology``, read at each step.
+    overlap : bool
+        True: parameters and gradients belong to the engine from the moment a gradient is ready until
+        ``step()`` returns. Gradients must not be changed in between (clipping, loss scaling) and there
+        is one backward per step; use :meth:`no_sync` to accumulate. False: everything happens inside
+        ``step()``, which is right for any code.
+    broadcast : bool
+        False: keep each rank's own initial parameters.
+    allow_unstable : bool
+        Run on a graph for which the algorithm is known to diverge (with a warning).
+    name : str, optional
+        Distinguishes optimizers in errors; default: the plugin's name.
+
+    Raises
+    ------
+    ValueError
+        A parameter that cannot be exchanged (named); a graph that the algorithm does not stand, with the
+        reason; parameters that differ between ranks.
+    BluefogError
+        Use before ``bf.init()``; a rank that died.
+
+    Notes
+    -----
+    Errors in ``step()`` and in ``backward()`` under overlap, other than a lost rank, end the step that
+    was begun first: with the gradients that were there when each became ready, and zero for parameters
+    that had none. So neighbours do not wait, all ranks stay at the same step, and the optimizer can be
+    used again.
+
+    With a ``GradScaler`` use ``overlap=False``. An overflow on this rank then means a step with g = 0:
+    it still sends, because its neighbours count on it.
+    """
+
+    # GradScaler then always calls step(), which does the unscaling: a step is never skipped.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float | None = None,
+        weight_decay: float = 0.0,
+        *,
+        plugin: str,
+        topology: Any = None,
+        overlap: bool = True,
+        broadcast: bool = True,
+        allow_unstable: bool = False,
+        name: str | None = None,
+    ) -> None:
+        communicator = _runtime.communicator()
+        self._plugin = plugin
+        self._state_names: list[str] = _core.optimizer_traits(plugin)["states"]
+        self._name = name or plugin
+        self._overlap = overlap
+        self._allow_unstable = allow_unstable
+        self._topology = (
+            None if topology is None else _topology.as_sequence(topology, communicator.size, True)
+        )
+        self._communicator: Any = None
+        self._core: Any = None
+        self._slots: dict[torch.Tensor, _Slot] = {}
+        self._frozen: list[torch.Tensor] = []
+        self._hooks: dict[torch.Tensor, Any] = {}
+        self._hypers: list[tuple[float, float, float]] = []
+        self._stepping = False  # From the first hook of a step to the end of step().
+        self._syncing = True
+        defaults = {"lr": lr, "weight_decay": weight_decay, "step": 0}
+        if momentum is not None:
+            defaults["momentum"] = momentum
+        super().__init__(params, defaults)
+        self._register(communicator)
+        if broadcast:
+            self._broadcast()
+
+    # ---- Groups, state, checkpoints.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, on all ranks alike; it takes part from the next step on, as it is here.
+
+        ``bf.broadcast_parameters`` makes the new parameters equal on all ranks, where they are not.
+        """
+        for key in ("lr", "momentum", "weight_decay"):
+            value = float(param_group.get(key, self.defaults.get(key, 0.0)))
+            if not value >= 0.0:
+                raise BluefogValueError(f"{self._name}: {key} is {value}, but must be >= 0")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["step"] = self.param_groups[0]["step"]
+        for param in group["params"]:
+            self._make_state(param)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` gave: hyper-parameters, state vectors and the step counter.
+
+        Not collective. Raises BluefogError between ``backward()`` and ``step()``.
+        """
+        if self._stepping:
+            raise BluefogError(
+                f"{self._name}: load_state_dict between backward() and step(); call step() first"
+            )
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group.setdefault("step", 0)
+            for param in group["params"]:
+                self._make_state(param)
+        if self._core is not None:
+            self._core.step = self.param_groups[0]["step"]
+
+    def set_topology(self, topology: Any, from_step: int | None = None) -> None:
+        """Use another graph from step ``from_step`` on (default: the next but one), on all ranks alike."""
+        sequence = _topology.as_sequence(topology, self._communicator.size, True)
+        if from_step is None:
+            from_step = self._core.step + 1
+        self._core.set_topology(sequence, from_step)
+        self._topology = sequence
+
+    @property
+    def bytes_pinned(self) -> int:
+        """Bytes of payload slots that the engine holds for this optimizer."""
+        return self._core.bytes_pinned
+
+    def _make_state(self, param: torch.Tensor) -> None:
+        """State vectors as long and laid out as the parameter; existing ones are converted."""
+        state = self.state[param]
+        for name in self._state_names:
+            old = state.get(name)
+            fits = old is not None and old.dtype == param.dtype and old.stride() == param.stride()
+            if fits and old.shape == param.shape:
+                continue
+            new = torch.zeros_like(param, requires_grad=False)
+            if old is not None:
+                if old.shape != param.shape:
+                    raise BluefogValueError(
+                        f"{self._name}: state '{name}' of parameter '{self._name_of(param)}' has "
+                        f"shape {tuple(old.shape)}, the parameter {tuple(param.shape)}"
+                    )
+                new.copy_(old)
+            state[name] = new
+
+    # ---- Registration: again whenever parameters came, went or changed their dtype or layout.
+
+    def _names(self) -> Iterator[tuple[str, torch.Tensor, int]]:
+        for g, group in enumerate(self.param_groups):
+            names = group.get("param_names")
+            for i, param in enumerate(group["params"]):
+                yield names[i] if names else f"{g}.{i}", param, g
+
+    def _name_of(self, param: torch.Tensor) -> str:
+        return next((name for name, p, _ in self._names() if p is param), "?")
+
+    def _register(self, communicator: Any) -> None:
+        entries, slots, frozen = [], {}, []
+        for name, param, group in self._names():
+            if not param.requires_grad:
+                frozen.append(param)
+                continue
+            capsule = _adapter.export(param, f"parameter '{name}'")
+            slots[param] = _Slot(len(entries), name, param)
+            entries.append((name, capsule, group))
+            self._make_state(param)
+        self._core = None  # Its slots are free before the new ones are taken.
+        self._core = _core.DistributedOptimizer(
+            communicator,
+            self._plugin,
+            entries,
+            self._topology,
+            self._allow_unstable,
+            self.param_groups[0]["step"],
+        )
+        self._communicator, self._slots, self._frozen = communicator, slots, frozen
+        for param in [p for p in self._hooks if p not in slots]:
+            self._hooks.pop(param).remove()
+        if not self._overlap:
+            return
+        # A strong reference from the parameter to its optimizer would keep both alive for ever.
+        hook = functools.partial(_on_gradient, weakref.ref(self))
+        for param in slots:
+            if param not in self._hooks:
+                self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
+
+    def _broadcast(self) -> None:
+        params = [(name, param) for name, param, _ in self._names()]
+        if params:
+            _adapter.api.broadcast_parameters(params, root_rank=0)
+
+    def _is_registered(self) -> bool:
+        if self._communicator is not _runtime.communicator():
+            return False
+        count = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.requires_grad:
+                    slot = self._slots.get(param)
+                    if slot is None or not slot.fits():
+                        return False
+                    count += 1
+        return count == len(self._slots)
+
+    # ---- One step.
+
+    def _begin(self) -> None:
+        if not self._is_registered():
+            self._register(_runtime.communicator())
+        self._hypers = self._read_hypers()
+        self._core.set_hypers(self._hypers)
+        self._stepping = True
+
+    def _read_hypers(self) -> list[tuple[float, float, float]]:
+        return [
+            (float(g["lr"]), float(g.get("momentum", 0.0)), float(g["weight_decay"]))
+            for g in self.param_groups
+        ]
+
+    def _give(self, give: Callable[..., Any], slot: _Slot, gradient: torch.Tensor | None) -> None:
+        """Bind x, g and the state of one parameter as they are now, with bind or ready of the core."""
+        param = slot.param
+        state = self.state[param]
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise BluefogValueError(
+                f"{self._name}: the gradient of parameter '{slot.name}' is sparse: use sparse=False "
+                "in its layer, or an optimizer of PyTorch for this parameter"
+            )
+        x, g = to_dlpack(param), None if gradient is None else to_dlpack(gradient)
+        mismatch = give(slot.index, x, g, *[to_dlpack(state[name]) for name in self._state_names])
+        if mismatch is _NONE:
+            return
+        if mismatch == _Mismatch.parameter:
+            raise BluefogError(
+                f"{self._name}: parameter '{slot.name}' is now {param.dtype}{list(param.shape)} with "
+                f"strides {param.stride()} but was {slot.dtype}{list(slot.shape)} with strides "
+                f"{slot.stride} when this step began: change a model between steps, not within one"
+            )
+        if mismatch == _Mismatch.gradient:
+            # Of another memory order, or of another type (autocast): the engine needs the parameter's.
+            gradient = torch.empty_like(param, requires_grad=False).copy_(gradient)
+        else:
+            self._make_state(param)
+        self._give(give, slot, gradient)
+
+    def _on_gradient(self, param: torch.Tensor) -> None:
+        """The hook: the gradient of one parameter is there."""
+        if not self._syncing:
+            return
+        if not self._stepping:
+            self._begin()
+        slot = self._slots.get(param)
+        if slot is None:
+            return
+        if slot.grad is not None:
+            self._fail(
+                f"parameter '{slot.name}' got a second gradient in one step: a second backward() "
+                "before step() is for `with optimizer.no_sync():` around all but the last one, or "
+                + _LOCAL_CURE
+            )
+        gradient = param.grad
+        try:
+            self._give(self._core.ready, slot, gradient)
+        except BluefogError as error:
+            if error.code == "UNAVAILABLE":
+                raise
+            self._fail(str(error), error)
+        slot.grad = gradient
+        # A graph that still holds the old values must not be run backward any more.
+        increment_version(param)
+        slot.grad_version = gradient._version
+
+    def _fail(self, message: str, cause: Exception | None = None) -> None:
+        """End the step that was begun, so that no neighbour waits for it; then raise."""
+        self._finish(use_gradients=False)
+        prefix = "" if message.startswith(self._name) else f"{self._name}: "
+        kind = type(cause) if isinstance(cause, BluefogError) else BluefogError
+        raise kind(
+            f"{prefix}{message}. The step that was begun has been completed with the gradients as "
+            "they were when they became ready"
+        ) from cause
+
+    def _misuse(self) -> str | None:
+        """What happened between the hooks and step() that must not, or None."""
+        for slot in self._slots.values():
+            if slot.grad is None:
+                continue
+            now = slot.param.grad
+            if now is not slot.grad or now._version != slot.grad_version:
+                what = "removed" if now is None else "changed"
+                return (
+                    f"the gradient of parameter '{slot.name}' was {what} after it became ready and "
+                    f"before step(), when it had been sent already: to change gradients, {_LOCAL_CURE}"
+                )
+        for g, (old, new) in enumerate(zip(self._hypers, self._read_hypers())):
+            for key, a, b in zip(("lr", "momentum", "weight_decay"), old, new):
+                if a != b:
+                    name = next((n for n, p, i in self._names() if i == g and p in self._slots), "?")
+                    return (
+                        f"{key} of group {g} (parameter '{name}', …) was {a} when the first gradient "
+                        f"became ready and is {b} at step(): change it after step() (as schedulers "
+                        f"do), or {_LOCAL_CURE}"
+                    )
+        return None
+
+    def _finish(self, use_gradients: bool, scale: float | None = None) -> None:
+        """Bind what was not ready, run the step to its end and count it."""
+        if not self._core.begun:
+            for slot in self._slots.values():
+                if slot.grad is None:
+                    gradient = slot.param.grad if use_gradients else None
+                    if gradient is not None and scale is not None:
+                        gradient = gradient * scale
+                    self._give(self._core.bind, slot, gradient)
+        try:
+            self._core.run_step()
+        finally:
+            # After Ctrl-C the step goes on: the next call waits for it.
+            if not self._core.begun:
+                self._stepping = False
+                for slot in self._slots.values():
+                    slot.grad = None
+                if self._slots:
+                    increment_version([slot.param for slot in self._slots.values()])
+        for group in self.param_groups:
+            group["step"] = self._core.step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Complete one step: average with the neighbours and update the parameters.
+
+        Returns once every parameter of this rank is updated. Answers Ctrl-C; the step then goes on, and
+        the next call waits for it.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model again (zero_grad, forward, backward) and returns the loss. Called once.
+
+        Returns
+        -------
+        The closure's loss, or None.
+
+        Raises
+        ------
+        BluefogError
+            A rank died or left (``code`` "UNAVAILABLE"; parameters may be partly updated), a neighbour
+            never stepped, or, under overlap, a gradient or hyper-parameter was changed after it became
+            ready. The message names the parameter and the cure; the class's notes say what became of
+            the step.
+        """
+        loss = None
+        if closure is not None and not (self._stepping and self._core.begun):
+            with torch.enable_grad():
+                loss = closure()
+        if self._stepping and self._core.begun:
+            self._finish(use_gradients=False)
+            return loss
+        ready = self._stepping
+        if not ready:
+            self._begin()
+        scale = found_inf = None
+        if getattr(self, "found_inf", None) is not None:  # Set by GradScaler around this call.
+            found_inf = bool(self.found_inf.item())
+            if getattr(self, "grad_scale", None) is not None:
+                scale = 1.0 / float(self.grad_scale.item())
+        if ready:
+            if found_inf is not None and (found_inf or scale is not None):
+                self._fail(
+                    "a GradScaler changes gradients at step(), when they had been sent already: "
+                    + _LOCAL_CURE
+                )
+            misuse = self._misuse()
+            if misuse is not None:
+                self._fail(misuse)
+        try:
+            self._finish(use_gradients=not found_inf, scale=scale)
+        except BluefogValueError as error:
+            if not self._stepping:
+                raise
+            self._fail(str(error), error)
+        return loss
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, ``backward()`` only accumulates gradients and nothing is sent.
+
+        >>> with optimizer.no_sync():  # doctest: +SKIP
+        ...     loss(first_half).backward()
+        >>> loss(second_half).backward()  # doctest: +SKIP
+        >>> optimizer.step()  # doctest: +SKIP
+        """
+        before, self._syncing = self._syncing, False
+        try:
+            yield
+        finally:
+            self._syncing = before
+
+
+_NONE = _Mismatch.none
+
+
+def _on_gradient(reference: Callable[[], DistributedOptimizer | None], param: torch.Tensor) -> None:
+    optimizer = reference()
+    if optimizer is not None:
+        optimizer._on_gradient(param)
+
+
+class DSGD(DistributedOptimizer):
+    """Decentralized SGD, adapt-then-combine: x+ = W(x - lr g).
+
+    Needs a doubly stochastic graph, static or not. One message of the model's size per neighbour and
+    step. Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?" (2017);
+    Chen and Sayed, "Diffusion adaptation strategies" (2012).
+
+    Parameters are those of :class:`DistributedOptimizer`, without momentum.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        topology: Any = None,
+        overlap: bool = True,
+        broadcast: bool = True,
+        allow_unstable: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            None,
+            weight_decay,
+            plugin="dsgd",
+            topology=topology,
+            overlap=overlap,
+            broadcast=broadcast,
+            allow_unstable=allow_unstable,
+            name=name,
+        )
+
+
+class _MomentumOptimizer(DistributedOptimizer):
+    _plugin_name = ""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        topology: Any = None,
+        overlap: bool = True,
+        broadcast: bool = True,
+        allow_unstable: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            weight_decay,
+            plugin=self._plugin_name,
+            topology=topology,
+            overlap=overlap,
+            broadcast=broadcast,
+            allow_unstable=allow_unstable,
+            name=name,
+        )
+
+
+class PmSGD(_MomentumOptimizer):
+    """Parallel momentum SGD: m+ = beta m + mean(g); x+ = x - lr m+.
+
+    Averages the gradients of all ranks with an all-reduce; the graph is not used. All ranks hold the
+    same model, to the bit. The yardstick of the decentralized methods.
+    """
+
+    _plugin_name = "pmsgd"
+
+
+class DmSGD(_MomentumOptimizer):
+    """Decentralized momentum SGD: m+ = beta m + g; x+ = W(x - lr m+).
+
+    Needs a doubly stochastic graph, static or not. Momentum multiplies the bias that heterogeneous data
+    cause by up to 1/(1-beta)**2. Source: Algorithm 1 of Yuan et al., "DecentLaM: Decentralized Momentum
+    SGD for Large-Batch Deep Training" (ICCV 2021).
+    """
+
+    _plugin_name = "dmsgd"
+
+
+class DecentLaM(_MomentumOptimizer):
+    """DecentLaM: v+ = beta v + (x - W(x - lr g)); x+ = x - v+.
+
+    Momentum without the bias it adds to DmSGD: the limit is that of DSGD for every beta. Needs a
+    symmetric, static, doubly stochastic graph; a directed or changing one is refused (ValueError with the
+    reason; ``allow_unstable=True`` overrides). Source: Algorithm 2 and equations 8 and 10 of Yuan et al.,
+    "DecentLaM: Decentralized Momentum SGD for Large-Batch Deep Training" (ICCV 2021), in the velocity
+    form: nothing is divided by lr, so lr = 0 is fine.
+    """
+
+    _plugin_name = "decentlam"

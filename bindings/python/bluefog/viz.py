@@ -1,0 +1,124 @@
+"""Pictures of topologies and of training; needs matplotlib.
+
+>>> from bluefog import topology, viz
+>>> viz.draw_topology(topology.ring(8), "ring.png")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .topology import AnyTopology, Topology, _rounds
+
+__all__ = ["draw_topology", "plot_training"]
+
+
+def _finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    if path is not None:
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+    return figure
+
+
+def draw_topology(topology: AnyTopology, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw the ranks on a circle and the edges with their weights as line width.
+
+    Parameters
+    ----------
+    topology : Topology or TopologySequence
+        Of a sequence every round is drawn beside the others.
+    path : path, optional
+        Where to save the picture; the suffix decides the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.figure import Figure
+
+    rounds = _rounds(topology)
+    columns = min(len(rounds), 4)
+    rows = math.ceil(len(rounds) / columns)
+    figure = Figure(figsize=(4 * columns, 4 * rows))
+    for r, graph in enumerate(rounds):
+        axes = figure.add_subplot(rows, columns, r + 1)
+        _draw_round(axes, graph)
+        suffix = "" if len(rounds) == 1 else f", round {r}"
+        axes.set_title(f"{topology.name}, {topology.size} ranks{suffix}")
+    return _finish(figure, path)
+
+
+def _draw_round(axes: Any, graph: Topology) -> None:
+    n = graph.size
+    matrix = graph.to_matrix()
+    angle = np.pi / 2 - 2 * np.pi * np.arange(n) / n
+    points = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    heaviest = max(matrix.max(), 1e-12)
+    for i, j in zip(*np.nonzero(matrix)):
+        if i == j or (matrix[j, i] == matrix[i, j] and i > j):
+            continue
+        both = matrix[j, i] == matrix[i, j]
+        arrow = {
+            "arrowstyle": "-" if both else "-|>",
+            "connectionstyle": "arc3,rad=0" if both else "arc3,rad=0.12",
+            "linewidth": 0.5 + 2.5 * matrix[i, j] / heaviest,
+            "color": "tab:blue",
+            "alpha": 0.7,
+            "shrinkA": 9,
+            "shrinkB": 9,
+        }
+        axes.annotate("", xy=points[j], xytext=points[i], arrowprops=arrow)
+    axes.scatter(*points.T, s=260, color="white", edgecolors="black", zorder=3)
+    for rank, (x, y) in enumerate(points):
+        axes.text(x, y, str(rank), ha="center", va="center", zorder=4, fontsize=9)
+    axes.set_xlim(-1.25, 1.25)
+    axes.set_ylim(-1.25, 1.25)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def plot_training(
+    curves: Mapping[str, Sequence[Any]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    x: Sequence[float] | None = None,
+    xlabel: str = "epoch",
+    ylabel: str = "test accuracy",
+    title: str | None = None,
+) -> Any:
+    """Plot training curves: the mean over seeds as a line, their range as a band.
+
+    Parameters
+    ----------
+    curves : {label: values}
+        Values are ``[points]``, or ``[seeds][points]``.
+    path : path, optional
+        Where to save the picture; the suffix decides the format.
+    x : sequence of float, optional
+        Abscissae; default 1, 2, …
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.add_subplot()
+    for label, values in curves.items():
+        table = np.atleast_2d(np.asarray(values, dtype=float))
+        at = np.arange(1, table.shape[1] + 1) if x is None else np.asarray(x, dtype=float)
+        (line,) = axes.plot(at, table.mean(axis=0), label=label)
+        if len(table) > 1:
+            axes.fill_between(at, table.min(axis=0), table.max(axis=0), alpha=0.2, color=line.get_color())
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if title:
+        axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _finish(figure, path)
