@@ -49,8 +49,9 @@ class Receiver {
   virtual void SendDone(uint64_t cookie, const Status& status) = 0;
   /// Exactly once per accepted Fetch; the bytes are in place if Ok.
   virtual void FetchDone(uint64_t cookie, const Status& status) = 0;
-  /// At most once per peer. Afterwards every outstanding send to it completes with `status`; views
-  /// already delivered stay readable until released.
+  /// At most once per peer: Unavailable if it died, Cancelled if it left in good order (its
+  /// transport was destroyed). Afterwards every outstanding send to it completes with `status`;
+  /// views already delivered stay readable until released.
   virtual void PeerDown(int peer, const Status& status) = 0;
 };
 

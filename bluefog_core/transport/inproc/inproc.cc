@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "transport/fence.h"
 #include "transport/memfd.h"
 
 namespace bluefog::transport {
@@ -37,6 +38,7 @@ struct Event {
   std::shared_ptr<Parcel> parcel;  ///< kMessage
   uint64_t id = 0;                 ///< kReleased
   std::string reason;              ///< kDown
+  bool orderly = false;            ///< kDown
 };
 
 }  // namespace
@@ -124,9 +126,10 @@ void InprocHub::Leave(int rank, const InprocMailbox* mailbox) {
 namespace {
 
 template <typename FindMailbox>
-void Bury(int rank, InprocMailbox* mailbox, const std::string& reason, FindMailbox find) {
+void Bury(int rank, InprocMailbox* mailbox, const std::string& reason, bool orderly,
+          FindMailbox find) {
   for (const int peer : mailbox->Die()) {
-    if (auto other = find(peer)) other->Put({Event::kDown, rank, nullptr, 0, reason});
+    if (auto other = find(peer)) other->Put({Event::kDown, rank, nullptr, 0, reason, orderly});
   }
 }
 
@@ -135,7 +138,8 @@ void Bury(int rank, InprocMailbox* mailbox, const std::string& reason, FindMailb
 bool InprocHub::Kill(int rank) {
   const auto mailbox = Find(rank);
   if (mailbox == nullptr) return false;
-  Bury(rank, mailbox.get(), RankName(rank) + " died", [this](int peer) { return Find(peer); });
+  Bury(rank, mailbox.get(), RankName(rank) + " died", false,
+       [this](int peer) { return Find(peer); });
   return true;
 }
 
@@ -156,7 +160,7 @@ class InprocTransport final : public Transport {
         for (auto& [id, parcel] : peer.in_flight) parcel->revoked.store(true);
       }
     }
-    Bury(rank_, mailbox_.get(), RankName(rank_) + " left",
+    Bury(rank_, mailbox_.get(), RankName(rank_) + " left", true,
          [this](int peer) { return hub_->Find(peer); });
     hub_->Leave(rank_, mailbox_.get());
   }
@@ -201,7 +205,7 @@ class InprocTransport final : public Transport {
     for (auto& [id, parcel] : peers_[to].in_flight) {
       if (parcel->cookie != cookie || parcel->revoked.load(std::memory_order_relaxed)) continue;
       parcel->revoked.store(true, std::memory_order_release);
-      std::atomic_thread_fence(std::memory_order_seq_cst);  // Before the sender's next write.
+      FenceBeforeOverwrite();
       cancelled_.push_back(cookie);
       return;
     }
@@ -212,7 +216,7 @@ class InprocTransport final : public Transport {
   }
 
   bool Intact(const View& view) const override {
-    std::atomic_thread_fence(std::memory_order_acquire);
+    FenceAfterRead();
     const auto it = held_.find(view.token);
     return it != held_.end() && !it->second->revoked.load(std::memory_order_acquire);
   }
@@ -317,7 +321,8 @@ class InprocTransport final : public Transport {
       }
       case Event::kDown: {
         peer.down = true;
-        const Status status = absl::UnavailableError(event.reason);
+        const Status status = event.orderly ? absl::CancelledError(event.reason)
+                                            : absl::UnavailableError(event.reason);
         receiver_->PeerDown(event.peer, status);
         for (const auto& [id, parcel] : std::exchange(peer.in_flight, {})) {
           if (!parcel->revoked.load()) receiver_->SendDone(parcel->cookie, status);
