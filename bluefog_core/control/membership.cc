@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/component.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "control/control_abi.h"
 
@@ -35,7 +36,7 @@ class ComponentMembership final : public Membership {
   }
 
   Status Join(const Place& place, const Config& config, const std::string& address) {
-    const std::string fingerprint_text = config.FingerprintText();
+    const std::string fingerprint_text = "version=" BLUEFOG_VERSION " " + config.FingerprintText();
     auto ms = [](int64_t value) {
       return static_cast<int32_t>(std::min<int64_t>(value, INT32_MAX));
     };
@@ -48,7 +49,7 @@ class ComponentMembership final : public Membership {
     options.coordinator = place.coordinator.c_str();
     options.address = address.data();
     options.address_bytes = static_cast<int64_t>(address.size());
-    options.fingerprint = config.Fingerprint();
+    options.fingerprint = StableHash().Add(fingerprint_text).value();
     options.fingerprint_text = fingerprint_text.c_str();
     options.join_timeout_ms = ms(config.join_timeout_ms);
     options.heartbeat_ms = ms(config.heartbeat_ms);

@@ -1,0 +1,276 @@
+#include "control/client.h"
+
+#include <grpcpp/create_channel_posix.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <utility>
+
+#include "base/clock.h"
+
+namespace bluefog::control {
+namespace {
+
+constexpr int64_t kMs = 1'000'000;
+constexpr int kMaxMessageBytes = 64 << 20;  // The address book of a very large job.
+constexpr int64_t kConnectMs = 500;
+constexpr int64_t kBackoffMs = 10, kMaxBackoffMs = 200;
+constexpr int64_t kInterruptMs = 100;
+constexpr int64_t kServerGraceNs =
+    1'000 * kMs;  // The server knows better why a join ran out of time.
+constexpr int64_t kLeavePatienceNs = 500 * kMs;
+
+std::chrono::steady_clock::time_point At(int64_t ns) {
+  return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(ns));
+}
+
+std::string Seconds(int64_t ns) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f s", static_cast<double>(ns) * 1e-9);
+  return text;
+}
+
+}  // namespace
+
+Client::Client(const ClientOptions& options)
+    : options_(options), told_(static_cast<size_t>(options.join.size())) {}
+
+Client::~Client() { Disconnect(/*orderly=*/false); }
+
+Status Client::Join() {
+  StatusOr<Endpoint> endpoint = ResolveEndpoint(options_.coordinator);
+  if (!endpoint.ok()) return endpoint.status();
+  const int64_t deadline = NowNs() + options_.join.timeout_ms() * kMs;
+  int64_t backoff_ms = kBackoffMs;
+  while (true) {
+    const int64_t left_ms = std::clamp<int64_t>((deadline - NowNs()) / kMs, 1, kConnectMs);
+    bool again = true;
+    StatusOr<int> fd = ConnectTo(*endpoint, static_cast<int>(left_ms));
+    const Status status = fd.ok() ? JoinOver(*fd, deadline, &again) : fd.status();
+    if (status.ok() || !again || absl::IsResourceExhausted(status)) return status;
+    bool interrupted = false;
+    WaitForChange(Phase::kIdle, std::min(deadline, NowNs() + backoff_ms * kMs), &interrupted);
+    if (interrupted)
+      return absl::CancelledError("interrupted while nobody served the control plane yet");
+    if (NowNs() >= deadline) {
+      return absl::DeadlineExceededError(
+          "nobody served the control plane at " + options_.coordinator +
+          " within BLUEFOG_JOIN_TIMEOUT_MS=" + std::to_string(options_.join.timeout_ms()) + " (" +
+          std::string(status.message()) + "): rank 0 did not start, or it ended");
+    }
+    backoff_ms = std::min(2 * backoff_ms, kMaxBackoffMs);
+  }
+}
+
+bool Client::WaitForChange(Phase phase, int64_t until_ns, bool* interrupted) {
+  while (!(*interrupted = options_.interrupted())) {
+    MutexLock lock(mu_);
+    if (phase_ != phase) return true;
+    const int64_t now = NowNs();
+    if (now >= until_ns) return false;
+    changed_.WaitUntil(mu_, At(std::min(until_ns, now + kInterruptMs * kMs)));
+  }
+  return false;
+}
+
+Status Client::JoinOver(int fd, int64_t deadline_ns, bool* again) {
+  sockets_.Add(fd);
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  channel_ = grpc::CreateCustomInsecureChannelFromFd("bluefog-control", fd, arguments);
+  context_ = std::make_unique<grpc::ClientContext>();
+  stream_ = v1::Control::NewStub(channel_)->Session(context_.get());
+  {
+    MutexLock lock(write_mu_);
+    writable_ = true;
+  }
+  {
+    MutexLock lock(mu_);
+    phase_ = Phase::kAsked;
+    leaving_ = false;
+  }
+  v1::FromRank message;
+  *message.mutable_join() = options_.join;
+  message.mutable_join()->set_timeout_ms(std::max<int64_t>(0, (deadline_ns - NowNs()) / kMs));
+  Write(message);
+  reader_ = std::thread(&Client::Read, this);
+
+  const int64_t until = deadline_ns + kServerGraceNs;
+  bool interrupted = false;
+  bool accepted = false;
+  if (WaitForChange(Phase::kAsked, until, &interrupted)) {
+    MutexLock lock(mu_);
+    accepted = phase_ == Phase::kAccepted || phase_ == Phase::kJoined;
+    if (accepted) beater_ = std::thread(&Client::Beat, this);
+  }
+  if (accepted) WaitForChange(Phase::kAccepted, until, &interrupted);
+  grpc::Status end;
+  {
+    MutexLock lock(mu_);
+    if (phase_ == Phase::kJoined && !interrupted) return absl::OkStatus();
+    end = phase_ == Phase::kEnded ? end_ : grpc::Status::OK;
+  }
+  Disconnect(/*orderly=*/true);
+  {
+    MutexLock lock(mu_);
+    phase_ = Phase::kIdle;
+  }
+  *again = !accepted && !interrupted && end.error_code() == grpc::StatusCode::UNAVAILABLE;
+  if (interrupted) return absl::CancelledError("interrupted while the ranks were joining");
+  if (end.ok()) {
+    return absl::DeadlineExceededError(options_.coordinator +
+                                       " took the connection and did not answer "
+                                       "within BLUEFOG_JOIN_TIMEOUT_MS=" +
+                                       std::to_string(options_.join.timeout_ms()));
+  }
+  if (accepted && (end.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                   end.error_code() == grpc::StatusCode::CANCELLED)) {
+    return absl::UnavailableError("rank 0, which serves the control plane at " +
+                                  options_.coordinator +
+                                  ", ended or went silent while the ranks were joining");
+  }
+  return Status(static_cast<absl::StatusCode>(end.error_code()), end.error_message());
+}
+
+bool Client::Write(const v1::FromRank& message) {
+  MutexLock lock(write_mu_);
+  if (!writable_) return false;
+  (message.has_heartbeat() ? heartbeats_ : messages_).fetch_add(1, std::memory_order_relaxed);
+  writable_ = stream_->Write(message);
+  return writable_;
+}
+
+void Client::Read() {
+  v1::ToRank message;
+  while (stream_->Read(&message)) Handle(message);
+  {
+    MutexLock lock(write_mu_);
+    writable_ = false;
+  }
+  Ended(stream_->Finish());
+}
+
+void Client::Handle(const v1::ToRank& message) {
+  {
+    MutexLock lock(mu_);
+    seen_ns_ = NowNs();
+    if (message.has_accepted()) phase_ = Phase::kAccepted;
+    if (message.has_address_book()) {
+      const auto& book = message.address_book().address();
+      addresses_.assign(book.begin(), book.end());
+      phase_ = Phase::kJoined;
+    }
+    if (message.has_server_closing()) server_closing_ = true;
+    changed_.NotifyAll();
+    if (leaving_) return;
+  }
+  if (message.has_rank_failed()) {
+    Tell(message.rank_failed().rank(), message.rank_failed().text());
+  } else if (message.has_rank_left()) {
+    options_.rank_left(message.rank_left().rank());
+  } else if (message.has_server_closing()) {
+    {
+      MutexLock lock(write_mu_);
+      if (writable_) stream_->WritesDone();
+      writable_ = false;
+    }
+    options_.rank_left(0);
+  }
+}
+
+void Client::Ended(const grpc::Status& status) {
+  bool silent;
+  {
+    MutexLock lock(mu_);
+    const bool expected = phase_ != Phase::kJoined || leaving_ || server_closing_;
+    phase_ = Phase::kEnded;
+    end_ = status;
+    silent = silent_;
+    changed_.NotifyAll();
+    if (expected) return;
+  }
+  if (silent) {
+    Tell(0, "rank 0 was silent for " + Seconds(options_.dead_ms * kMs) +
+                " and counts as dead (BLUEFOG_DEAD_MS)");
+  } else if (status.error_code() == grpc::StatusCode::ABORTED) {
+    Tell(options_.join.rank(), status.error_message());
+  } else {
+    Tell(0, "rank 0 ended without leaving the job (its control plane at " + options_.coordinator +
+                " closed)");
+  }
+}
+
+void Client::Tell(int rank, const std::string& text) {
+  if (rank < 0 || rank >= options_.join.size() || told_[static_cast<size_t>(rank)]) return;
+  told_[static_cast<size_t>(rank)] = true;
+  options_.rank_failed(rank, text);
+}
+
+void Client::Beat() {
+  bool suspect = false;
+  while (true) {
+    int64_t silent;
+    {
+      MutexLock lock(mu_);
+      const int64_t due = NowNs() + options_.heartbeat_ms * kMs;
+      while (phase_ != Phase::kEnded && !leaving_ && !server_closing_ && NowNs() < due) {
+        changed_.WaitUntil(mu_, At(due));
+      }
+      if (phase_ == Phase::kEnded || leaving_ || server_closing_) return;
+      const int64_t now = NowNs();
+      // While this process itself was stopped or starved it could hear nobody.
+      if (now - due > options_.heartbeat_ms * kMs) seen_ns_ = std::min(now, seen_ns_ + now - due);
+      silent = now - seen_ns_;
+      silent_ = silent >= options_.dead_ms * kMs;
+    }
+    if (silent >= options_.dead_ms * kMs) return context_->TryCancel();
+    if (silent >= options_.suspect_ms * kMs && !suspect) {
+      options_.notice("rank 0 has been silent for " + Seconds(silent) +
+                      "; it counts as dead after " + Seconds(options_.dead_ms * kMs));
+    }
+    suspect = silent >= options_.suspect_ms * kMs;
+    v1::FromRank message;
+    message.mutable_heartbeat()->set_progress(options_.progress());
+    Write(message);
+  }
+}
+
+void Client::ReportFailure(int rank, const std::string& text) {
+  v1::FromRank message;
+  message.mutable_report_failure()->set_rank(rank);
+  message.mutable_report_failure()->set_text(text.substr(0, 4 << 10));
+  Write(message);
+}
+
+void Client::Leave() { Disconnect(/*orderly=*/true); }
+
+void Client::Disconnect(bool orderly) {
+  {
+    MutexLock lock(mu_);
+    if (leaving_ || phase_ == Phase::kIdle) return;
+    leaving_ = true;
+    changed_.NotifyAll();
+  }
+  v1::FromRank message;
+  message.mutable_leave();
+  if (orderly && Write(message)) {
+    // The answer is the end of the stream: then the server knows that this was no failure.
+    MutexLock lock(mu_);
+    const int64_t until = NowNs() + kLeavePatienceNs;
+    while (phase_ != Phase::kEnded && changed_.WaitUntil(mu_, At(until))) {
+    }
+  }
+  context_->TryCancel();
+  if (reader_.joinable()) reader_.join();
+  if (beater_.joinable()) beater_.join();
+  {
+    MutexLock lock(write_mu_);
+    writable_ = false;
+    stream_.reset();
+  }
+  context_.reset();
+  channel_.reset();
+}
+
+}  // namespace bluefog::control
