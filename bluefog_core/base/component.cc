@@ -75,9 +75,12 @@ Opened Open(const std::string& name, const std::string& directory) {
       result.path = dlinfo(result.handle, RTLD_DI_LINKMAP, &map) == 0 ? map->l_name : path;
       return result;
     }
-    const char* why = dlerror();
-    result.problem += (result.problem.empty() ? "" : "; ") + ("tried " + path) + ": " +
-                      (why == nullptr ? "unknown error" : why);
+    const char* error = dlerror();
+    const std::string why = error == nullptr ? "unknown error" : error;
+    if (!result.problem.empty()) result.problem += "; ";
+    result.problem += "tried ";
+    if (why.rfind(path, 0) != 0) result.problem += path + ": ";  // Most messages begin with it.
+    result.problem += why;
     if (access(path.c_str(), F_OK) == 0) {
       result.file_exists = true;
       break;  // A broken file here must not be hidden by another one elsewhere.

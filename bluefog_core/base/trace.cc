@@ -6,15 +6,14 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
-#include "base/mutex.h"
 #include "base/trace_file.h"
 #include "base/trace_names.h"
 #include "base/trace_ring.h"
@@ -42,9 +41,7 @@ struct Trace::Impl {
   std::atomic<bool> asleep{false};
   std::atomic<bool> stopping{false};
 
-  Mutex mu;  // Start against Stop.
-  std::thread writer GUARDED_BY(mu);
-
+  std::thread writer;  // Touched under mu_ only.
   // The writer's alone between Start and Stop.
   TraceFile file;
   int rank = 0;
@@ -133,12 +130,13 @@ void Trace::Impl::Write() {
   }
 }
 
-Trace::Trace() : impl_(std::make_unique<Impl>()) {}
+Trace::Trace() = default;
 Trace::~Trace() { Stop(); }
 
 Status Trace::Start(const std::string& prefix, int rank) {
+  MutexLock lock(mu_);
+  if (impl_ == nullptr) impl_ = std::make_unique<Impl>();
   Impl& impl = *impl_;
-  MutexLock lock(impl.mu);
   const std::string path = prefix + std::to_string(rank) + ".json";
   if (impl.writer.joinable()) {
     return absl::FailedPreconditionError("cannot write the timeline " + path +
@@ -181,9 +179,9 @@ Status Trace::Start(const std::string& prefix, int rank) {
 }
 
 void Trace::Stop() {
+  MutexLock lock(mu_);
+  if (impl_ == nullptr || !impl_->writer.joinable()) return;
   Impl& impl = *impl_;
-  MutexLock lock(impl.mu);
-  if (!impl.writer.joinable()) return;
   on_.store(false, std::memory_order_relaxed);
   impl.stopping = true;
   impl.Ring();
@@ -197,6 +195,7 @@ void Trace::Stop() {
 }
 
 void Trace::Record(Event event, std::string_view operation) {
+  if (!on_.load(std::memory_order_acquire)) return;  // Orders impl_ after Start.
   Impl& impl = *impl_;
   event.operation = impl.names.Intern(operation);
   if (!impl.ring.Push(event)) {

@@ -10,6 +10,8 @@
 
 #include <bluefog/status.h>
 
+#include "base/mutex.h"
+
 namespace bluefog {
 
 /// Rows ("threads") of the picture.
@@ -25,9 +27,10 @@ class Trace {
   Trace(const Trace&) = delete;
   Trace& operator=(const Trace&) = delete;
 
-  /// Starts writing `<prefix><rank>.json`, in place of an older one. It is valid JSON whenever it
-  /// is read and shows an event within milliseconds. FailedPrecondition if on already; an error
-  /// that names the file if it cannot be written.
+  /// Starts writing `<prefix><rank>.json`, in place of an older one. It may be read at any time (at
+  /// once or by whole pages, see trace_file.h): it is valid JSON and shows an event within
+  /// milliseconds. FailedPrecondition if on already; an error that names the file if it cannot be
+  /// written.
   Status Start(const std::string& prefix, int rank);
   /// Writes what is left and, last, how many events were dropped. Safe to call again.
   void Stop();
@@ -66,6 +69,8 @@ class Trace {
   void Record(Event event, std::string_view operation);
 
   std::atomic<bool> on_{false};
+  Mutex mu_;  // Start against Stop.
+  // Made by the first Start: an engine without a timeline has no ring. Whoever sees on_ may use it.
   std::unique_ptr<Impl> impl_;
 };
 

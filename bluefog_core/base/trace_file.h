@@ -1,6 +1,6 @@
-// A JSON array in a file that is valid whenever somebody reads it, also in several reads while
-// records are added. The file is laid out ahead: records, then blanks, then "]". A record replaces
-// blanks inside one page, so a reader sees all of it or none; when the blanks are used up, a larger
+// A JSON array in a file that others may read at any time while records are added. The file is laid
+// out ahead: records, then blanks, then "]". A record replaces blanks inside one page, so that who
+// reads at once or by whole pages sees all of it or none; when the blanks are used up, a larger
 // copy takes the file's place by rename().
 #pragma once
 
