@@ -409,7 +409,7 @@ bool ShmTransport::Progress() {
 void ShmTransport::FinishFailed(int rank) {
   Peer& p = peer(rank);
   // What it had released or published before it went still counts.
-  if (absl::IsUnavailable(p.failure)) {
+  if (!absl::IsInvalidArgument(p.failure)) {
     if (p.out != nullptr) (void)p.out->Poll();
     if (p.in != nullptr) (void)p.in->Poll();
   }
@@ -486,7 +486,7 @@ void ShmTransport::ReadOutSocket(int rank) {
     if (result == SocketResult::kMalformed) {
       status = absl::InvalidArgumentError("a malformed packet");
     } else if (received.packet.kind == PacketKind::kFarewell) {
-      return Fail(rank, absl::UnavailableError(NameOf(rank) + " left"));
+      return Fail(rank, absl::CancelledError(NameOf(rank) + " left"));
     } else if (received.packet.kind == PacketKind::kRefused) {
       return Fail(rank, absl::UnavailableError(NameOf(rank) +
                                                " refused the connection: " + received.packet.text));
@@ -513,7 +513,7 @@ void ShmTransport::ReadInSocket(int rank) {
     Fail(rank, absl::InvalidArgumentError(
                    NameOf(rank) + " broke the protocol: " + std::string(problem.message())));
   } else if (p.in->farewell()) {
-    Fail(rank, absl::UnavailableError(NameOf(rank) + " left"));
+    Fail(rank, absl::CancelledError(NameOf(rank) + " left"));
   } else if (result == SocketResult::kClosed) {
     Fail(rank, absl::UnavailableError(NameOf(rank) + " is gone: it closed its connection"));
   }
