@@ -125,10 +125,10 @@ void Engine::Shutdown() {
   if (thread_.joinable()) {
     // What is complete here but for the neighbours' releases may linger; the rest nobody will wait for.
     Completion quiet;
-    Run([](Executor& executor) {
-      executor.FailUnfinished(
-          [](const Operation&) { return true; },
-          absl::AbortedError("the communicator was shut down with the operation under way"));
+    const std::string text = "rank " + std::to_string(place_.rank) +
+                             " was shut down with the operation under way";
+    Run([text](Executor& executor) {
+      executor.FailUnfinished([](const Operation&) { return true; }, absl::AbortedError(text));
     });
     const auto deadline = std::chrono::steady_clock::now() + kLinger;
     while (true) {
@@ -186,11 +186,15 @@ Status Engine::CheckUsable(const std::string& what) const {
 
 NameEntry* Engine::Name(const std::string& name, bool automatic) {
   MutexLock lock(inbox_mu_);
-  std::unique_ptr<NameEntry>& entry = names_[name];
+  // Automatic names live beside the users': an operation called "allreduce" is not the unnamed one.
+  auto& names = automatic ? automatic_names_ : names_;
+  const auto it = names.find(name);
+  if (it != names.end()) return it->second.get();
+  std::unique_ptr<NameEntry>& entry = names[name];
   if (entry == nullptr) {
     entry = std::make_unique<NameEntry>();
     entry->name = name;
-    entry->hash = StableHash().Add(std::string_view(name)).value();
+    entry->hash = StableHash().Add(automatic).Add(std::string_view(name)).value();
     entry->automatic = automatic;
   }
   return entry.get();

@@ -107,7 +107,8 @@ class Engine final : private transport::Receiver {
   };
   mutable Mutex inbox_mu_;
   std::vector<Item> inbox_ GUARDED_BY(inbox_mu_);
-  std::unordered_map<std::string, std::unique_ptr<NameEntry>> names_ GUARDED_BY(inbox_mu_);
+  std::unordered_map<std::string, std::unique_ptr<NameEntry>> names_ GUARDED_BY(inbox_mu_),
+      automatic_names_ GUARDED_BY(inbox_mu_);
   std::shared_ptr<const TopologySequence> topology_ GUARDED_BY(inbox_mu_);
   int64_t round_ GUARDED_BY(inbox_mu_) = 0;  ///< Plain neighbor_allreduces since SetTopology.
   std::vector<std::shared_ptr<WorkImpl>> finished_ GUARDED_BY(inbox_mu_);

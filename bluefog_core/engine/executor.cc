@@ -46,6 +46,9 @@ uint64_t FlowId(const Key& key, int from, int to, uint32_t message) {
       .value();
 }
 
+// Roles of a kPost, in its code.
+constexpr uint8_t kReceivesFromYou = 0, kSendsToYou = 1;
+
 constexpr int64_t kMillisecond = 1'000'000;
 
 }  // namespace
@@ -136,8 +139,13 @@ void Executor::Start(Operation* op) {
       ++stats_->control_messages;
       SendControl(peer, HeaderOf(*op, MessageKind::kDescribe), std::as_bytes(std::span(text)));
     }
+    // Both ends announce themselves where data waits for it, and receivers also where the call names its
+    // own ranks: a partner that lists somebody else is found at once.
+    if (op->needs_posts || op->dynamic) {
+      for (const Plan::Inbound& in : plan.inbound) Post(op, in.peer, kReceivesFromYou);
+    }
     if (op->needs_posts) {
-      for (const Plan::Inbound& in : plan.inbound) Post(op, in.peer);
+      for (const int peer : plan.destinations) Post(op, peer, kSendsToYou);
     }
     for (size_t u = 0; u < plan.units.size() && !op->failing; ++u) {
       if (plan.units[u].pending == 0) MakeReady(op, static_cast<int32_t>(u));
@@ -158,9 +166,11 @@ void Executor::OpenGates(Operation* op, bool produce, bool consume) {
   for (const int32_t unit : blocked) MakeReady(op, unit);
 }
 
-void Executor::Post(Operation* op, int peer) {
+void Executor::Post(Operation* op, int peer, uint8_t role) {
   ++stats_->posts_sent;
-  SendControl(peer, HeaderOf(*op, MessageKind::kPost), {});
+  WireHeader header = HeaderOf(*op, MessageKind::kPost);
+  header.code = role;
+  SendControl(peer, header, {});
 }
 
 void Executor::MakeReady(Operation* op, int32_t u) {
@@ -255,13 +265,14 @@ void Executor::OnMessage(int peer, const transport::Header& packed, const transp
     return;
   }
   if (match_.IsPast(header.key)) {
-    // The operation is over here. An abort comes too late; anything else was meant for a partner that
-    // never listed this rank.
-    if (header.kind != MessageKind::kAbort) {
+    // The operation is over here. An abort comes too late; so does a post that crossed with the data;
+    // anything else came from a partner that this rank never listed.
+    const bool crossed = header.kind == MessageKind::kPost && header.code == kReceivesFromYou &&
+                         !match_.FinishedWithout(header.key, peer);
+    if (header.kind != MessageKind::kAbort && !crossed) {
       Abort(header, peer,
             absl::InvalidArgumentError(
-                std::string(NameOf(header.op)) + " '" + match_.NameOf(header.key.name_hash) +
-                "': rank " + std::to_string(rank_) + " finished this operation without rank " +
+                std::string(NameOf(header.op)) + " '" + match_.NameOf(header.key.name_hash) + "': rank " + std::to_string(rank_) + " finished this operation without rank " +
                 std::to_string(peer) + ". Both ends of an edge must name each other"));
     }
     transport->Release(view);
@@ -289,6 +300,14 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   const auto drop = [&] {
     if (owed) transport->Release(view);
   };
+  // The refusal leaves before the release, so that the sender cannot end its operation well.
+  const auto refuse = [&](const Status& status) {
+    Fail(op, status);
+    if (!std::binary_search(op->plan->peers.begin(), op->plan->peers.end(), peer)) {
+      Abort(header, peer, status);
+    }
+    drop();
+  };
   if (header.kind == MessageKind::kAbort) {
     const std::string text =
         copied ? std::string(reinterpret_cast<const char*>(copy.data()), copy.size())
@@ -299,31 +318,28 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
     return;
   }
   if (op->failing) return drop();
-  if (Status same = match_.Compare(*op, peer, header); !same.ok()) {
-    drop();
-    return Fail(op, same);
-  }
+  if (Status same = match_.Compare(*op, peer, header); !same.ok()) return refuse(same);
   const Plan& plan = *op->plan;
-  if (header.kind == MessageKind::kPost) {
-    drop();
+  if (header.kind == MessageKind::kPost && header.code == kReceivesFromYou) {
     const int destination = plan.DestinationOf(peer);
     if (destination < 0) {
-      return Fail(op, absl::InvalidArgumentError(
-                          op->ToString() + ": rank " + std::to_string(peer) +
-                          " expects data from rank " + std::to_string(rank_) +
-                          ", which does not send to it. Both ends of an edge must name each other"));
+      return refuse(absl::InvalidArgumentError(
+          op->ToString() + ": rank " + std::to_string(peer) + " expects data from rank " +
+          std::to_string(rank_) +
+          ", which does not send to it. Both ends of an edge must name each other"));
     }
+    drop();
     op->posted[destination] = 1;
     return;
   }
   const int in = plan.InboundOf(peer);
   if (in < 0) {
-    drop();
-    return Fail(op, absl::InvalidArgumentError(
-                        op->ToString() + ": rank " + std::to_string(peer) + " sends to rank " +
-                        std::to_string(rank_) +
-                        ", which does not expect it. Both ends of an edge must name each other"));
+    return refuse(absl::InvalidArgumentError(
+        op->ToString() + ": rank " + std::to_string(peer) + " sends to rank " +
+        std::to_string(rank_) +
+        ", which does not expect it. Both ends of an edge must name each other"));
   }
+  if (header.kind == MessageKind::kPost) return drop();
   const std::vector<int32_t>& receives = plan.inbound[in].receives;
   const int32_t u = header.message < receives.size() ? receives[header.message] : -1;
   const Step* step = u < 0 ? nullptr : &plan.schedule.steps[plan.units[u].first];
@@ -333,10 +349,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
       header.elements != step->range.count ||
       (codec == nullptr ? bytes != step->range.count * op->element_bytes
                         : bytes > codec->MaxBytes(op->dtype, step->range.count))) {
-    drop();
-    return Fail(op, absl::InternalError(op->ToString() + ": rank " + std::to_string(peer) +
-                                        " sent message " + std::to_string(header.message) + " of " +
-                                        std::to_string(bytes) + " bytes, which was not planned"));
+    return refuse(absl::InternalError(op->ToString() + ": rank " + std::to_string(peer) +
+                                      " sent message " + std::to_string(header.message) + " of " +
+                                      std::to_string(bytes) + " bytes, which was not planned"));
   }
   Operation::Receive& r = op->receives[plan.units[u].ordinal];
   r.arrived = true;
@@ -730,7 +745,9 @@ void Executor::FailUnfinished(const std::function<bool(const Operation&)>& which
         op->publishes.begin(), op->publishes.end(), [](const Operation::Publish& p) {
           return p.prepared && p.unsent.empty() && p.unreleased > 0;
         });
-    if (op->units_left > sent) Fail(op, status);
+    if (op->units_left > sent) {
+      Fail(op, Status(status.code(), op->ToString() + ": " + std::string(status.message())));
+    }
     FinishIfQuiet(op);
   }
 }
@@ -828,7 +845,7 @@ int64_t Executor::CheckDeadlines(int64_t now) {
       if (!op->probed && !op->needs_posts) {
         // A partner that finished without this rank answers with a refusal.
         op->probed = true;
-        for (const Plan::Inbound& in : op->plan->inbound) Post(op, in.peer);
+        for (const Plan::Inbound& in : op->plan->inbound) Post(op, in.peer, kReceivesFromYou);
       }
     }
     next = std::min({next, timeout, op->next_report_ns});

@@ -90,7 +90,7 @@ class Executor {
   bool RunPublishes(Operation* op);
   bool Publish(Operation* op, int32_t unit, bool* moved);
   StatusOr<bool> Prepare(Operation* op, const Plan::Unit& unit);
-  void Post(Operation* op, int peer);
+  void Post(Operation* op, int peer, uint8_t role);
 
   // executor_compute.cc: units that touch memory.
   Status Compute(Operation* op, const Plan::Unit& unit);

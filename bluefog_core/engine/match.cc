@@ -27,6 +27,17 @@ std::vector<Match::Early> Match::Add(Operation* op) {
   return early;
 }
 
+void Match::Remove(const Operation& op) {
+  active_.erase(op.key);
+  last_[op.key.name_hash] = {op.key.use, op.plan};
+}
+
+bool Match::FinishedWithout(const Key& key, int peer) const {
+  const auto it = last_.find(key.name_hash);
+  return it != last_.end() && it->second.first == key.use &&
+         it->second.second->DestinationOf(peer) < 0;
+}
+
 void Match::Store(Early early) {
   if (!early.copied) held_bytes_[static_cast<size_t>(early.peer)] += early.view.size;
   early_[early.header.key].push_back(std::move(early));

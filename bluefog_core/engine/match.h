@@ -28,7 +28,9 @@ class Match {
   bool IsPast(const Key& key) const;
   /// Makes `op` findable and returns what came early for it, in order of arrival.
   std::vector<Early> Add(Operation* op);
-  void Remove(const Operation& op) { active_.erase(op.key); }
+  void Remove(const Operation& op);
+  /// The last operation of this name ended here and did not send to `peer`. False if it is not known.
+  bool FinishedWithout(const Key& key, int peer) const;
   /// Keeps a message; true if the caller should copy it out and detach the view, because the peer's
   /// buffer is filling with messages that wait.
   bool ShouldCopy(int peer, int64_t bytes) const { return held_bytes_[peer] + bytes > kHoldBytes; }
@@ -50,6 +52,7 @@ class Match {
   std::unordered_map<Key, Operation*, KeyHash> active_;
   std::unordered_map<uint64_t, uint32_t> next_use_;  ///< By name: activated so far.
   std::unordered_map<Key, std::vector<Early>, KeyHash> early_;
+  std::unordered_map<uint64_t, std::pair<uint32_t, std::shared_ptr<const Plan>>> last_;  ///< By name.
   std::vector<int64_t> held_bytes_;
   std::unordered_map<uint64_t, std::string> names_;
   std::unordered_map<uint64_t, std::unordered_map<int, std::string>> descriptions_;

@@ -106,6 +106,7 @@ struct Submission {
   int64_t step = 0;
   /// Payload memory that is this operation's own and lies in the arena: no posts, no staging.
   bool dedicated = false;
+  bool dynamic = false;  ///< The call names its ranks itself.
   PluginHooks* hooks = nullptr;
   std::shared_ptr<WorkImpl> work;
   bool produce_open = true, consume_open = true;  ///< Gates; Executor::OpenGates.

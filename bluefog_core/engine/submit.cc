@@ -170,8 +170,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   if (FailpointHit("engine.submit")) {
     return absl::InternalError(what + ": failpoint engine.submit");
   }
-  // Automatic names cannot meet a user's.
-  NameEntry* name = Name(automatic ? spec.name : "user." + spec.name, automatic);
+  NameEntry* name = Name(spec.name, automatic);
   int64_t round = 0;
   {
     MutexLock lock(inbox_mu_);
@@ -203,6 +202,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.op = spec.op;
   s.name = name;
   s.plan = *plan;
+  s.dynamic = spec.weights.has_value() && spec.weights->dst.has_value();
   s.input = spec.input;
   s.dtype = spec.input.dtype;
   s.element_bytes = SizeOf(spec.input.dtype);
