@@ -90,6 +90,11 @@ TEST(NeighborAllreduce, AnInEdgeOfWeightZeroIsReceivedAndDoesNotPoison) {
     return PlanNeighborAllreduce(rank, rank.rank == 0 ? sender : receiver);
   });
   EXPECT_EQ(schedules[1].sources(), std::vector<int>{0});
+  for (const Step& step : schedules[1].steps) {
+    if (step.kind == StepKind::kCombine) {
+      EXPECT_EQ(step.sources.size(), 1u);
+    }
+  }
   const std::vector<double> nan(20, std::numeric_limits<double>::quiet_NaN());
   const StatusOr<Values> outputs =
       Interpret(schedules, {nan, std::vector<double>(20, 3.0)}, {.allow_unread_views = true});
