@@ -1,7 +1,7 @@
 """Decentralized deep learning: neighbour averaging that overlaps with back-propagation.
 
-This module works on NumPy arrays (and reads anything with ``__dlpack__``); ``bluefog.torch`` offers the
-same functions on PyTorch tensors, and the optimizers.
+This module works on NumPy arrays (and reads anything with ``__dlpack__``); ``bluefog.torch``
+offers the same functions on PyTorch tensors, and the optimizers.
 
 >>> import numpy as np
 >>> import bluefog as bf

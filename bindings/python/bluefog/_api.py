@@ -91,8 +91,8 @@ class Api(Generic[T]):
     ) -> T:
         """Weighted average with the neighbours.
 
-        ``y_i = self_weight * x_i + sum_j src_weights[j] * dst_weights_j[i] * x_j``. Without weights the
-        topology of ``set_topology`` decides.
+        ``y_i = self_weight * x_i + sum_j src_weights[j] * dst_weights_j[i] * x_j``. Without
+        weights the topology of ``set_topology`` decides.
 
         Parameters
         ----------
@@ -103,7 +103,8 @@ class Api(Generic[T]):
         dst_weights : {rank: float} or list of ranks (1.0 each), optional
             Given (also when empty), the call is dynamic: any ranks, the topology is ignored.
         enable_topo_check : bool
-            Accepted for BlueFog scripts; sends and receives are always checked, without extra messages.
+            Accepted for BlueFog scripts; sends and receives are always checked, without extra
+            messages.
         name : str, optional
             Matches the call with those of the other ranks; default: the order of calls.
 
@@ -115,8 +116,8 @@ class Api(Generic[T]):
         Raises
         ------
         ValueError
-            Weights that are incomplete, name this rank, a rank twice or none that exists; a neighbour
-            that called with another shape, dtype or set of ranks.
+            Weights that are incomplete, name this rank, a rank twice or none that exists; a
+            neighbour that called with another shape, dtype or set of ranks.
         BluefogError
             A neighbour died or never called; ``code`` says which.
         """
@@ -192,7 +193,7 @@ class Api(Generic[T]):
         is_hierarchical_local: bool = False,
         name: str | None = None,
     ) -> T:
-        """:func:`allreduce` in place: overwrites and returns ``tensor``, writable and without gaps."""
+        """:func:`allreduce` in place; ``tensor`` must be writable and without gaps."""
         handle = self.allreduce_nonblocking_(tensor, average, is_hierarchical_local, name)
         return _runtime.synchronize(handle)
 
@@ -212,7 +213,7 @@ class Api(Generic[T]):
         return self._submit(Op.broadcast, tensor, name, in_place=True, root=root_rank)
 
     def broadcast_(self, tensor: T, root_rank: int, name: str | None = None) -> T:
-        """:func:`broadcast` in place: overwrites and returns ``tensor``, writable and without gaps."""
+        """:func:`broadcast` in place; ``tensor`` must be writable and without gaps."""
         return _runtime.synchronize(self.broadcast_nonblocking_(tensor, root_rank, name))
 
     def allgather_nonblocking(self, tensor: T, name: str | None = None) -> int:
@@ -244,15 +245,15 @@ class Api(Generic[T]):
         self._in_place(Op.broadcast, _named_tensors(params), root=root_rank)
 
     def allreduce_parameters(self, params: Any) -> None:
-        """Overwrite all tensors with their mean over the ranks; ``params`` as in broadcast_parameters."""
+        """Overwrite all tensors with their mean; ``params`` as in broadcast_parameters."""
         self._in_place(Op.allreduce, _named_tensors(params), average=True)
 
     def consensus_distance(self, params: Any) -> float:
         """How far the ranks' models are apart: the root mean square distance to their mean.
 
-        ``sqrt(1/n * sum_i ||x_i - mean(x)||**2)`` with x_i all parameters of rank i as one vector, in
-        the parameters' own unit; the same value on every rank. Costs one all-reduce of the parameters'
-        size and one of a single number.
+        ``sqrt(1/n * sum_i ||x_i - mean(x)||**2)`` with x_i all parameters of rank i as one vector,
+        in the parameters' own unit; the same value on every rank. Costs one all-reduce of the
+        parameters' size and one of a single number.
 
         Parameters
         ----------
@@ -271,13 +272,13 @@ class Api(Generic[T]):
 
     @contextlib.contextmanager
     def consensus(self, model: Any) -> Iterator[None]:
-        """Inside, the model is the mean of all ranks' models; afterwards it is this rank's own again.
+        """Inside, the model is the mean over all ranks; afterwards it is this rank's own again.
 
         >>> with bf.consensus(model):  # doctest: +SKIP
         ...     accuracy = evaluate(model)
 
-        Collective at the entry. Parameters and floating-point buffers (BatchNorm's running statistics)
-        are averaged. Changes made inside are lost.
+        Collective at the entry. Parameters and floating-point buffers (BatchNorm's running
+        statistics) are averaged. Changes made inside are lost.
 
         Parameters
         ----------
@@ -354,7 +355,11 @@ def _naming(name: str) -> Iterator[None]:
 def _named_tensors(params: Any) -> list[tuple[str, Any]]:
     if isinstance(params, Mapping):
         return sorted(params.items())
-    if isinstance(params, Iterable) and not isinstance(params, str) and not hasattr(params, "shape"):
+    if (
+        isinstance(params, Iterable)
+        and not isinstance(params, str)
+        and not hasattr(params, "shape")
+    ):
         items = list(params)
         if all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in items):
             return items
@@ -384,8 +389,8 @@ def _call_weights(
     if self_weight is None:
         if dst_weights is not None:
             raise BluefogValueError(
-                "neighbor_allreduce: dst_weights makes the call dynamic, which needs self_weight and "
-                "src_weights too"
+                "neighbor_allreduce: dst_weights makes the call dynamic, which needs self_weight "
+                "and src_weights too"
             )
         return {}
     if not isinstance(self_weight, numbers.Real):

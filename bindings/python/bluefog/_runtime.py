@@ -117,8 +117,8 @@ def stats() -> dict[str, int]:
 def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
     """Set the graph that neighbour averages use from now on.
 
-    Every rank calls it at the same point of its program with the same graph. Rows that do not sum to 1
-    and disconnected graphs are warned about.
+    Every rank calls it at the same point of its program with the same graph. Rows that do not sum
+    to 1 and disconnected graphs are warned about.
 
     Parameters
     ----------
@@ -127,8 +127,8 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
         neighbor_allreduces since this call; that of an optimizer is its step.
     is_weighted : bool
         For a networkx graph: use its ``weight`` attributes; else every rank averages itself and its
-        sources with 1 / (in-degree + 1). Matrices and objects of :mod:`bluefog.topology` carry their
-        weights with them, and these are used.
+        sources with 1 / (in-degree + 1). Matrices and objects of :mod:`bluefog.topology` carry
+        their weights with them, and these are used.
 
     Returns
     -------
@@ -156,8 +156,8 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
 def load_topology() -> Any:
     """The current graph as a ``networkx.DiGraph`` with weights; None before ``init()``.
 
-    The graph that was given, if it was networkx's. Of a sequence: the union of its rounds, with mean
-    weights.
+    The graph that was given, if it was networkx's. Of a sequence: the union of its rounds, with
+    mean weights.
     """
     if _communicator is None:
         return None

@@ -151,8 +151,8 @@ def from_matrix(matrix: Any, name: str = "custom") -> Topology:
 def from_networkx(graph: Any, name: str = "networkx") -> Topology:
     """A graph from networkx, whose nodes are the ranks 0 … n-1.
 
-    The edges' ``weight`` attributes are taken as they are, self-loops included. Where no edge has one,
-    an undirected graph gets Metropolis-Hastings weights and a directed one uniform weights.
+    The edges' ``weight`` attributes are taken as they are, self-loops included. Where no edge has
+    one, an undirected graph gets Metropolis-Hastings weights and a directed one uniform weights.
 
     Raises
     ------
@@ -194,8 +194,8 @@ def metropolis_hastings(graph: Any, name: str = "custom") -> Topology:
 def uniform(graph: Any, name: str = "custom") -> Topology:
     """Every rank gives itself and each of its sources 1 / (in-degree + 1).
 
-    Doubly stochastic on regular graphs only. ``graph`` as in :func:`metropolis_hastings`, but may be
-    directed (neighbour lists are destinations).
+    Doubly stochastic on regular graphs only. ``graph`` as in :func:`metropolis_hastings`, but may
+    be directed (neighbour lists are destinations).
     """
     return _core.uniform_weights(_adjacency(graph), name)
 
@@ -232,8 +232,8 @@ def as_sequence(topology: Any, size: int, is_weighted: bool = False) -> Topology
         sequence = _core.as_sequence(from_matrix(topology))
     else:
         raise TypeError(
-            f"a topology must be a networkx.DiGraph, a NumPy matrix or one of bluefog.topology, not "
-            f"{type(topology).__name__}"
+            "a topology must be a networkx.DiGraph, a NumPy matrix or one of bluefog.topology, "
+            f"not {type(topology).__name__}"
         )
     if sequence.size != size:
         _raise_size(sequence.name, sequence.size, size)

@@ -114,7 +114,9 @@ def plot_training(
         at = np.arange(1, table.shape[1] + 1) if x is None else np.asarray(x, dtype=float)
         (line,) = axes.plot(at, table.mean(axis=0), label=label)
         if len(table) > 1:
-            axes.fill_between(at, table.min(axis=0), table.max(axis=0), alpha=0.2, color=line.get_color())
+            axes.fill_between(
+                at, table.min(axis=0), table.max(axis=0), alpha=0.2, color=line.get_color()
+            )
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if title:

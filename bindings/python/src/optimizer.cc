@@ -19,8 +19,9 @@ namespace {
 using Parameter = std::tuple<std::string, py::object, int>;      // name, tensor, group
 using Hypers = std::vector<std::tuple<double, double, double>>;  // lr, momentum, weight_decay
 
-// What Bind found to differ from the registration; the Python side knows what to do about it.
-enum class Mismatch { kNone, kParameter, kGradient, kState };
+// What Bind found to differ from the registration; the Python side knows what to do about it. An
+// int for Python, because it is returned for every parameter in every step.
+enum Mismatch : int { kNone = 0, kParameter = 1, kGradient = 2, kState = 3 };
 
 class PyOptimizer {
  public:
@@ -90,26 +91,25 @@ class PyOptimizer {
   }
 
   /// Binds parameter `index` for this step. Nothing is bound where the result is not kNone.
-  Mismatch Bind(int index, const py::object& x, const py::object& gradient,
-                const py::args& states) {
+  int Bind(int index, const py::object& x, const py::object& gradient, const py::args& states) {
     ThrowIfForked();
     const auto i = static_cast<size_t>(index);
     const TensorView& expected = views_.at(i);
     ParameterBinding binding;
     Imported tensor = Import(x, kWhat);
-    if (!SameLayout(tensor, expected)) return Mismatch::kParameter;
+    if (!SameLayout(tensor, expected)) return kParameter;
     binding.x = tensor.view.data;
     std::array<py::object, 2 + kMaxStates> keep;
     keep[0] = std::move(tensor.owner);
     if (!gradient.is_none()) {
       tensor = Import(gradient, kWhat);
-      if (!SameLayout(tensor, expected)) return Mismatch::kGradient;
+      if (!SameLayout(tensor, expected)) return kGradient;
       binding.g = tensor.view.data;
       keep[1] = std::move(tensor.owner);
     }
     for (size_t k = 0; k < states.size() && k < kMaxStates; ++k) {
       tensor = Import(states[k], kWhat);
-      if (!SameLayout(tensor, expected)) return Mismatch::kState;
+      if (!SameLayout(tensor, expected)) return kState;
       binding.state[k] = tensor.view.data;
       keep[2 + k] = std::move(tensor.owner);
     }
@@ -117,13 +117,12 @@ class PyOptimizer {
     for (py::object& object : keep) {
       if (object) keep_.push_back(std::move(object));
     }
-    return Mismatch::kNone;
+    return kNone;
   }
 
-  Mismatch Ready(int index, const py::object& x, const py::object& gradient,
-                 const py::args& states) {
-    const Mismatch mismatch = Bind(index, x, gradient, states);
-    if (mismatch == Mismatch::kNone) {
+  int Ready(int index, const py::object& x, const py::object& gradient, const py::args& states) {
+    const int mismatch = Bind(index, x, gradient, states);
+    if (mismatch == kNone) {
       ThrowIfError(optimizer_->Ready(index, bindings_[static_cast<size_t>(index)], hypers_));
     }
     return mismatch;
@@ -179,12 +178,6 @@ class PyOptimizer {
 }  // namespace
 
 void BindOptimizer(py::module_& module) {
-  py::enum_<Mismatch>(module, "Mismatch")
-      .value("none", Mismatch::kNone)
-      .value("parameter", Mismatch::kParameter)
-      .value("gradient", Mismatch::kGradient)
-      .value("state", Mismatch::kState);
-
   py::class_<PyOptimizer>(module, "DistributedOptimizer")
       .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
                     std::shared_ptr<TopologySequence>, bool, int64_t>(),

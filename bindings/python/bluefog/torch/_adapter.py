@@ -22,8 +22,8 @@ def export(tensor: Any, what: str) -> Any:
         raise BluefogValueError(f"{what} is {tensor.layout}: use tensor.to_dense() first")
     if tensor.device.type != "cpu":
         raise BluefogValueError(
-            f"{what} lies on {tensor.device}: only tensors in host memory can be exchanged; move it "
-            "there first (tensor.cpu())"
+            f"{what} lies on {tensor.device}: only tensors in host memory can be exchanged; "
+            "move it there first (tensor.cpu())"
         )
     return to_dlpack(tensor.detach().resolve_neg())
 

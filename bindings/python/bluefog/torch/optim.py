@@ -1,11 +1,11 @@
 """Decentralized optimizers: true ``torch.optim.Optimizer`` objects that average while they step.
 
 Every rank trains its own model on its own data. In each step a bucket of parameters leaves for the
-neighbours as soon as its gradients exist, during back-propagation; ``step()`` waits for what is still
-under way. The arithmetic runs in C++ without the GIL.
+neighbours as soon as its gradients exist, during back-propagation; ``step()`` waits for what is
+still under way. The arithmetic runs in C++ without the GIL.
 
-Symbols: x parameters, g gradient (weight decay added), W the weights of the graph, lr the learning rate,
-beta the momentum.
+Symbols: x parameters, g gradient (weight decay added), W the weights of the graph, lr the learning
+rate, beta the momentum.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from . import _adapter
 
 __all__ = ["DSGD", "DecentLaM", "DistributedOptimizer", "DmSGD", "PmSGD"]
 
-_Mismatch = _core.Mismatch
+# What bind and ready of the core found to differ from the registration.
+_PARAMETER, _GRADIENT = 1, 2
 _LOCAL_CURE = "make the optimizer with overlap=False"
 
 
@@ -54,15 +55,15 @@ class _Slot:
 class DistributedOptimizer(torch.optim.Optimizer):
     """An optimizer plugin of the engine on PyTorch parameters; base of the named optimizers.
 
-    Collective: every rank makes it with the same parameters in the same order, which is checked first
-    (names, shapes, dtypes, memory order; the error names the rank that differs). Then the parameters are
-    overwritten with those of rank 0, so that all ranks start from one model.
+    Collective: every rank makes it with the same parameters in the same order, which is checked
+    first (names, shapes, dtypes, memory order; the error names the rank that differs). Then the
+    parameters are overwritten with those of rank 0, so that all ranks start from one model.
 
     Parameters
     ----------
     params : iterable of tensors, of (name, tensor), or of groups (dict)
-        float32 or float64 in host memory, dense in memory. Names appear in errors. Parameters that do
-        not require gradients are not sent; those without a gradient in a step are, with g = 0.
+        float32 or float64 in host memory, dense in memory. Names appear in errors. Parameters that
+        do not require gradients are not sent; those without a gradient in a step are, with g = 0.
     lr : float
         Learning rate, >= 0; equal on all ranks in the same step.
     momentum : float, optional
@@ -75,10 +76,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         The graph of this optimizer; the round of a sequence is the step. Default: that of
         ``bf.set_topology``, read at each step.
     overlap : bool
-        True: parameters and gradients belong to the engine from the moment a gradient is ready until
-        ``step()`` returns. Gradients must not be changed in between (clipping, loss scaling) and there
-        is one backward per step; use :meth:`no_sync` to accumulate. False: everything happens inside
-        ``step()``, which is right for any code.
+        True: parameters and gradients belong to the engine from the moment a gradient is ready
+        until ``step()`` returns. Gradients must not be changed in between (clipping, loss scaling)
+        and there is one backward per step; use :meth:`no_sync` to accumulate. False: everything
+        happens inside ``step()``, which is right for any code.
     broadcast : bool
         False: keep each rank's own initial parameters.
     allow_unstable : bool
@@ -89,20 +90,20 @@ class DistributedOptimizer(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        A parameter that cannot be exchanged (named); a graph that the algorithm does not stand, with the
-        reason; parameters that differ between ranks.
+        A parameter that cannot be exchanged (named); a graph that the algorithm does not stand,
+        with the reason; parameters that differ between ranks.
     BluefogError
         Use before ``bf.init()``; a rank that died.
 
     Notes
     -----
-    Errors in ``step()`` and in ``backward()`` under overlap, other than a lost rank, end the step that
-    was begun first: with the gradients that were there when each became ready, and zero for parameters
-    that had none. So neighbours do not wait, all ranks stay at the same step, and the optimizer can be
-    used again.
+    Errors in ``step()`` and in ``backward()`` under overlap, other than a lost rank, end the step
+    that was begun first: with the gradients that were there when each became ready, and zero for
+    parameters that had none. So neighbours do not wait, all ranks stay at the same step, and the
+    optimizer can be used again.
 
-    With a ``GradScaler`` use ``overlap=False``. An overflow on this rank then means a step with g = 0:
-    it still sends, because its neighbours count on it.
+    With a ``GradScaler`` use ``overlap=False``. An overflow on this rank then means a step with g
+    = 0: it still sends, because its neighbours count on it.
     """
 
     # GradScaler then always calls step(), which does the unscaling: a step is never skipped.
@@ -182,7 +183,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._core.step = self.param_groups[0]["step"]
 
     def set_topology(self, topology: Any, from_step: int | None = None) -> None:
-        """Use another graph from step ``from_step`` on (default: the next but one), on all ranks alike."""
+        """Use another graph from step ``from_step`` on (default: the next but one).
+
+        Every rank calls it with the same arguments before that step.
+        """
         sequence = _topology.as_sequence(topology, self._communicator.size, True)
         if from_step is None:
             from_step = self._core.step + 1
@@ -287,26 +291,27 @@ class DistributedOptimizer(torch.optim.Optimizer):
         ]
 
     def _give(self, give: Callable[..., Any], slot: _Slot, gradient: torch.Tensor | None) -> None:
-        """Bind x, g and the state of one parameter as they are now, with bind or ready of the core."""
+        """Bind x, g and the state of one parameter as they are now: bind or ready of the core."""
         param = slot.param
         state = self.state[param]
         if gradient is not None and gradient.layout is not torch.strided:
             raise BluefogValueError(
-                f"{self._name}: the gradient of parameter '{slot.name}' is sparse: use sparse=False "
-                "in its layer, or an optimizer of PyTorch for this parameter"
+                f"{self._name}: the gradient of parameter '{slot.name}' is sparse: use "
+                "sparse=False in its layer, or an optimizer of PyTorch for this parameter"
             )
         x, g = to_dlpack(param), None if gradient is None else to_dlpack(gradient)
         mismatch = give(slot.index, x, g, *[to_dlpack(state[name]) for name in self._state_names])
-        if mismatch is _NONE:
+        if not mismatch:
             return
-        if mismatch == _Mismatch.parameter:
+        if mismatch == _PARAMETER:
             raise BluefogError(
-                f"{self._name}: parameter '{slot.name}' is now {param.dtype}{list(param.shape)} with "
-                f"strides {param.stride()} but was {slot.dtype}{list(slot.shape)} with strides "
-                f"{slot.stride} when this step began: change a model between steps, not within one"
+                f"{self._name}: parameter '{slot.name}' is now {param.dtype}{list(param.shape)} "
+                f"with strides {param.stride()} but was {slot.dtype}{list(slot.shape)} with "
+                f"strides {slot.stride} when this step began: change a model between "
+                "steps, not within one"
             )
-        if mismatch == _Mismatch.gradient:
-            # Of another memory order, or of another type (autocast): the engine needs the parameter's.
+        if mismatch == _GRADIENT:
+            # Of another memory order than the parameter: the engine goes through both alike.
             gradient = torch.empty_like(param, requires_grad=False).copy_(gradient)
         else:
             self._make_state(param)
@@ -359,16 +364,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 what = "removed" if now is None else "changed"
                 return (
                     f"the gradient of parameter '{slot.name}' was {what} after it became ready and "
-                    f"before step(), when it had been sent already: to change gradients, {_LOCAL_CURE}"
+                    "before step(), when it had been sent already: to change gradients, "
+                    + _LOCAL_CURE
                 )
         for g, (old, new) in enumerate(zip(self._hypers, self._read_hypers())):
             for key, a, b in zip(("lr", "momentum", "weight_decay"), old, new):
                 if a != b:
-                    name = next((n for n, p, i in self._names() if i == g and p in self._slots), "?")
+                    name = next(
+                        (n for n, p, i in self._names() if i == g and p in self._slots), "?"
+                    )
                     return (
-                        f"{key} of group {g} (parameter '{name}', …) was {a} when the first gradient "
-                        f"became ready and is {b} at step(): change it after step() (as schedulers "
-                        f"do), or {_LOCAL_CURE}"
+                        f"{key} of group {g} (parameter '{name}', …) was {a} when the first "
+                        f"gradient became ready and is {b} at step(): change it after step() (as "
+                        f"schedulers do), or {_LOCAL_CURE}"
                     )
         return None
 
@@ -398,13 +406,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Complete one step: average with the neighbours and update the parameters.
 
-        Returns once every parameter of this rank is updated. Answers Ctrl-C; the step then goes on, and
-        the next call waits for it.
+        Returns once every parameter of this rank is updated. Answers Ctrl-C; the step then goes
+        on, and the next call waits for it.
 
         Parameters
         ----------
         closure : callable, optional
-            Evaluates the model again (zero_grad, forward, backward) and returns the loss. Called once.
+            Evaluates the model again (zero_grad, forward, backward) and returns the loss. Called
+            once.
 
         Returns
         -------
@@ -413,10 +422,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         Raises
         ------
         BluefogError
-            A rank died or left (``code`` "UNAVAILABLE"; parameters may be partly updated), a neighbour
-            never stepped, or, under overlap, a gradient or hyper-parameter was changed after it became
-            ready. The message names the parameter and the cure; the class's notes say what became of
-            the step.
+            A rank died or left (``code`` "UNAVAILABLE"; parameters may be partly updated), a
+            neighbour never stepped, or, under overlap, a gradient or hyper-parameter was changed
+            after it became ready. The message names the parameter and the cure; the class's notes
+            say what became of the step.
         """
         loss = None
         if closure is not None and not (self._stepping and self._core.begun):
@@ -466,9 +475,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._syncing = before
 
 
-_NONE = _Mismatch.none
-
-
 def _on_gradient(reference: Callable[[], DistributedOptimizer | None], param: torch.Tensor) -> None:
     optimizer = reference()
     if optimizer is not None:
@@ -478,9 +484,9 @@ def _on_gradient(reference: Callable[[], DistributedOptimizer | None], param: to
 class DSGD(DistributedOptimizer):
     """Decentralized SGD, adapt-then-combine: x+ = W(x - lr g).
 
-    Needs a doubly stochastic graph, static or not. One message of the model's size per neighbour and
-    step. Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?" (2017);
-    Chen and Sayed, "Diffusion adaptation strategies" (2012).
+    Needs a doubly stochastic graph, static or not. One message of the model's size per neighbour
+    and step. Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized
+    Algorithms?" (2017); Chen and Sayed, "Diffusion adaptation strategies" (2012).
 
     Parameters are those of :class:`DistributedOptimizer`, without momentum.
     """
@@ -544,8 +550,8 @@ class _MomentumOptimizer(DistributedOptimizer):
 class PmSGD(_MomentumOptimizer):
     """Parallel momentum SGD: m+ = beta m + mean(g); x+ = x - lr m+.
 
-    Averages the gradients of all ranks with an all-reduce; the graph is not used. All ranks hold the
-    same model, to the bit. The yardstick of the decentralized methods.
+    Averages the gradients of all ranks with an all-reduce; the graph is not used. All ranks hold
+    the same model, to the bit. The yardstick of the decentralized methods.
     """
 
     _plugin_name = "pmsgd"
@@ -554,9 +560,9 @@ class PmSGD(_MomentumOptimizer):
 class DmSGD(_MomentumOptimizer):
     """Decentralized momentum SGD: m+ = beta m + g; x+ = W(x - lr m+).
 
-    Needs a doubly stochastic graph, static or not. Momentum multiplies the bias that heterogeneous data
-    cause by up to 1/(1-beta)**2. Source: Algorithm 1 of Yuan et al., "DecentLaM: Decentralized Momentum
-    SGD for Large-Batch Deep Training" (ICCV 2021).
+    Needs a doubly stochastic graph, static or not. Momentum multiplies the bias that heterogeneous
+    data cause by up to 1/(1-beta)**2. Source: Algorithm 1 of Yuan et al., "DecentLaM:
+    Decentralized Momentum SGD for Large-Batch Deep Training" (ICCV 2021).
     """
 
     _plugin_name = "dmsgd"
@@ -566,10 +572,10 @@ class DecentLaM(_MomentumOptimizer):
     """DecentLaM: v+ = beta v + (x - W(x - lr g)); x+ = x - v+.
 
     Momentum without the bias it adds to DmSGD: the limit is that of DSGD for every beta. Needs a
-    symmetric, static, doubly stochastic graph; a directed or changing one is refused (ValueError with the
-    reason; ``allow_unstable=True`` overrides). Source: Algorithm 2 and equations 8 and 10 of Yuan et al.,
-    "DecentLaM: Decentralized Momentum SGD for Large-Batch Deep Training" (ICCV 2021), in the velocity
-    form: nothing is divided by lr, so lr = 0 is fine.
+    symmetric, static, doubly stochastic graph; a directed or changing one is refused (ValueError
+    with the reason; ``allow_unstable=True`` overrides). Source: Algorithm 2 and equations 8 and 10
+    of Yuan et al., "DecentLaM: Decentralized Momentum SGD for Large-Batch Deep Training" (ICCV
+    2021), in the velocity form: nothing is divided by lr, so lr = 0 is fine.
     """
 
     _plugin_name = "decentlam"
