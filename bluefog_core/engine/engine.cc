@@ -298,6 +298,13 @@ bool Engine::ProgressLocked() {
 
 bool Engine::Arm() { return transport_ == nullptr || transport_->Arm(); }
 
+void Engine::LeaveProgress() {
+  const bool more = !Arm();
+  progress_mu_.Unlock();
+  if (more && sleeping_.exchange(false)) Kick();
+  KickIfNeeded();
+}
+
 void Engine::Kick() {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t n = write(kick_fd_, &one, sizeof(one));
@@ -366,10 +373,7 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
           break;
         }
       }
-      const bool more = !Arm() || runnable_.load(std::memory_order_relaxed);
-      progress_mu_.Unlock();
-      if (more && sleeping_.exchange(false)) Kick();
-      KickIfNeeded();
+      LeaveProgress();
     } else {
       sched_yield();
       now = NowNs();

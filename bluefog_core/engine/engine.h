@@ -82,6 +82,8 @@ class Engine final : private transport::Receiver {
   bool DrainInbox() REQUIRES(progress_mu_) EXCLUDES(inbox_mu_);
   bool Arm() REQUIRES(progress_mu_);
   void Drive(Completion& completion, std::chrono::steady_clock::time_point deadline);
+  /// Arms the doorbell, gives up the lock, and wakes the background thread if something is left to do.
+  void LeaveProgress() RELEASE(progress_mu_);
   /// After the lock was given up: is there something that nobody else would look at?
   void KickIfNeeded();
   void Kick();

@@ -264,9 +264,10 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   // A small operation leaves at once, on this thread; a large one is the background thread's.
   if (small && progress_mu_.TryLock()) {
     ProgressLocked();
-    progress_mu_.Unlock();
+    LeaveProgress();
+  } else {
+    KickIfNeeded();
   }
-  KickIfNeeded();
   return std::shared_ptr<Work>(std::move(work));
 }
 
