@@ -63,17 +63,18 @@ const char* NameOf(ConsumeTrigger trigger) {
       return "at step()";
     case ConsumeTrigger::kNextGradient:
       return "one step later";
-    default:
-      return "as soon as averaged";
+    case ConsumeTrigger::kCombined:
+      break;
   }
+  return "as soon as averaged";
 }
 
 std::string Requirements(const Traits& traits) {
   if (!traits.uses_topology) return "no graph";
-  std::vector<std::string> words;
+  std::vector<std::string> words{"doubly stochastic"};
   if (traits.needs_symmetric) words.push_back("symmetric");
   if (traits.needs_static) words.push_back("static");
-  return Join(words, "any") + " graph";
+  return Join(words, "") + " graph";
 }
 
 std::vector<Traits> AllTraits() {

@@ -104,6 +104,14 @@ TEST(Analyze, OnePeerExponentialIsExactForPowersOfTwoOnly) {
   EXPECT_NEAR(three.spectral_gap, 0.5, 1e-9);
 }
 
+TEST(Analyze, RoundsApplyInTheirOrder) {
+  // Rank 0 takes the mean, then everybody takes rank 0's: exact. The other way round it is not.
+  const Topology gather = *Topology::FromMatrix(2, {0.5, 0.0, 0.5, 1.0});
+  const Topology spread = *Topology::FromMatrix(2, {1.0, 1.0, 0.0, 0.0});
+  EXPECT_TRUE(Analyze(*TopologySequence::Of({gather, spread}, "mean first")).exact_average);
+  EXPECT_FALSE(Analyze(*TopologySequence::Of({spread, gather}, "mean last")).exact_average);
+}
+
 TEST(Analyze, ConnectivityIsThatOfTheUnion) {
   // Neither round alone connects four ranks; together they do.
   const TopologySequence cube = *OnePeerHypercube(4);
@@ -118,7 +126,7 @@ TEST(Analyze, ConnectivityIsThatOfTheUnion) {
 TEST(Analyze, OneWayStreetIsNotStronglyConnected) {
   const TopologyAnalysis analysis =
       Analyze(TopologySequence(*Topology::FromEdges(3, {{0, 0, 1.0},
-                                                        {1, 0, 0.0},  // Carries nothing.
+                                                        {2, 0, 0.0},  // Carries nothing.
                                                         {0, 1, 0.5},
                                                         {1, 1, 0.5},
                                                         {1, 2, 0.5},
