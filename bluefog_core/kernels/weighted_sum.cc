@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "kernels/kernels.h"
 #include "kernels/simd-inl.h"
@@ -37,9 +38,10 @@ struct Weighted {
   }
 };
 
-template <class T, bool kDivide>
+template <class T>
 struct Summed {
   T divisor;
+  bool divide;
   static T Factor(const Term&) { return T{}; }
   template <class D, class V>
   static HWY_INLINE V First(D, T, V x) {
@@ -51,11 +53,10 @@ struct Summed {
   }
   template <class D, class V>
   HWY_INLINE V Last(D d, V acc) const {
-    if constexpr (kDivide) {
-      return hn::Div(acc, hn::Set(d, divisor));
-    } else {
-      return acc;
+    if constexpr (hwy::IsFloat<T>()) {
+      if (divide) return hn::Div(acc, hn::Set(d, divisor));
     }
+    return acc;
   }
 };
 
@@ -158,18 +159,21 @@ void Sum(int64_t n, E* out, const Term* terms, int64_t k, const Op& op, bool str
 template <class T, class E, class Op>
 void SumOf(int64_t n, void* out_bytes, const Term* terms, int64_t k, const Op& op, bool streaming) {
   E* out = static_cast<E*>(out_bytes);
-  switch (k) {
-    case 1:
-      return Sum<1, T>(n, out, terms, k, op, streaming);
-    case 2:
-      return Sum<2, T>(n, out, terms, k, op, streaming);
-    case 3:
-      return Sum<3, T>(n, out, terms, k, op, streaming);
-    case 4:
-      return Sum<4, T>(n, out, terms, k, op, streaming);
-    default:
-      return Sum<0, T>(n, out, terms, k, op, streaming);
+  if constexpr (std::is_floating_point_v<E>) {  // Each copy of the loop costs time to build.
+    switch (k) {
+      case 1:
+        return Sum<1, T>(n, out, terms, k, op, streaming);
+      case 2:
+        return Sum<2, T>(n, out, terms, k, op, streaming);
+      case 3:
+        return Sum<3, T>(n, out, terms, k, op, streaming);
+      case 4:
+        return Sum<4, T>(n, out, terms, k, op, streaming);
+      default:
+        break;
+    }
   }
+  Sum<0, T>(n, out, terms, k, op, streaming);
 }
 
 // k >= 1; the caller has checked the type.
@@ -192,11 +196,8 @@ void WeightedSumAny(DType dtype, int64_t n, void* out, const Term* terms, int64_
 template <class T, class E>
 void SumDivideOf(int64_t n, void* out, const Term* terms, int64_t k, double divisor,
                  bool streaming) {
-  if (divisor == 1.0) {
-    SumOf<T, E>(n, out, terms, k, Summed<T, false>{T{}}, streaming);
-  } else if constexpr (hwy::IsFloat<T>()) {
-    SumOf<T, E>(n, out, terms, k, Summed<T, true>{static_cast<T>(divisor)}, streaming);
-  }
+  const Summed<T> op{static_cast<T>(divisor), divisor != 1.0};
+  SumOf<T, E>(n, out, terms, k, op, streaming);
 }
 
 void SumDivideAny(DType dtype, int64_t n, void* out, const Term* terms, int64_t k, double divisor,
