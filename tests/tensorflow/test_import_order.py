@@ -1,7 +1,7 @@
 """bluefog and TensorFlow in one process, whichever is imported first.
 
-TensorFlow shows its own gRPC and protobuf to the whole process; a library that binds to them crashes.
-Each case is a job of two ranks, so that the control plane and the data path both run beside it.
+TensorFlow shows its own gRPC and protobuf to the whole process; a library that binds to them
+crashes. Each case is a job of two ranks, so that control plane and data path both run beside it.
 """
 
 import subprocess
