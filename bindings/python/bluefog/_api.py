@@ -325,7 +325,11 @@ class Api(Generic[T]):
             exported = adapter.export(adapter.contiguous(tensor), what, in_place)
             work = _runtime.submit(op, input=exported, **arguments)
         if not in_place:
-            return _runtime.add_handle(work, adapter.result)
+            if getattr(tensor, "ndim", 0) <= 8:
+                return _runtime.add_handle(work, adapter.result)
+            # The engine merges the last of more dimensions.
+            shape = (-1, *tensor.shape[1:]) if op == Op.allgather else tuple(tensor.shape)
+            return _runtime.add_handle(work, lambda w: adapter.result(w).reshape(shape))
 
         def finish(_: _core.Work) -> T:
             adapter.modified(tensor)

@@ -15,13 +15,11 @@ class NumpyAdapter:
     """Results are new, writable arrays whatever came in; in place works on arrays only."""
 
     def export(self, tensor: Any, what: str, in_place: bool) -> Any:
-        if isinstance(tensor, np.generic):
-            tensor = np.asarray(tensor)
         if in_place and not isinstance(tensor, np.ndarray):
             raise TypeError(
                 f"{what}: in place works on NumPy arrays only, not on {type(tensor).__name__}"
             )
-        return tensor
+        return np.asarray(tensor) if isinstance(tensor, np.generic) else tensor
 
     def contiguous(self, tensor: Any) -> np.ndarray:
         array = tensor if isinstance(tensor, np.ndarray) else np.from_dlpack(tensor)

@@ -96,6 +96,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
   spec.name = name;
   spec.average = average;
   spec.root = root;
+  spec.input = TensorView::Of(nullptr, 0, DType::kFloat32);  // Of a barrier.
   if (!input.is_none()) {
     const std::string what =
         "tensor " + (name.empty() ? std::string() : "'" + name + "' ") + "of " + NameOf(op);
