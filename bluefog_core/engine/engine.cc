@@ -101,13 +101,18 @@ control::MembershipEvents Engine::MembershipEvents() {
     Run([this, rank, text](Executor&) { RankFailed(rank, text); });
   };
   events.rank_left = [this](int rank) {
-    Run([this, rank](Executor& executor) {
-      executor.FailPeer(rank, absl::UnavailableError("rank " + std::to_string(rank) +
-                                                     " has left the job"));
-    });
+    Run([this, rank](Executor&) { RankLeft(rank); });
   };
   events.progress = [this] { return ops_done_.load(std::memory_order_relaxed); };
   return events;
+}
+
+void Engine::RankLeft(int rank) NO_THREAD_SAFETY_ANALYSIS {
+  // What it sent before it left counts: the notice may overtake it.
+  while (transport_ != nullptr && transport_->Progress()) {
+  }
+  executor_.FailPeer(
+      rank, absl::UnavailableError("rank " + std::to_string(rank) + " has left the job"));
 }
 
 void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANALYSIS {

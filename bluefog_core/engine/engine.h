@@ -88,6 +88,7 @@ class Engine final : private transport::Receiver {
   void KickIfNeeded();
   void Kick();
   void RankFailed(int rank, const std::string& text);
+  void RankLeft(int rank);
   void DropFinished() EXCLUDES(inbox_mu_);
   StatusOr<std::shared_ptr<const Plan>> PlanFor(const OpSpec& spec, int64_t round);
   StatusOr<Neighborhood> CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
