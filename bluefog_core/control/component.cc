@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -27,9 +26,9 @@ constexpr int kMaxRanks = 1 << 16;
 void SetError(bluefog_control_error* error, const Status& status) {
   error->code = static_cast<int32_t>(status.code());
   if (error->capacity <= 0) return;
-  const size_t bytes = std::min(status.message().size(), static_cast<size_t>(error->capacity - 1));
-  std::memcpy(error->text, status.message().data(), bytes);
-  error->text[bytes] = '\0';
+  const absl::string_view text =
+      status.message().substr(0, static_cast<size_t>(error->capacity - 1));
+  *std::copy(text.begin(), text.end(), error->text) = '\0';
 }
 
 std::string ThisProcess() {

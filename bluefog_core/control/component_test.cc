@@ -27,6 +27,20 @@
 
 extern char** environ;
 
+#if defined(__SANITIZE_THREAD__)
+// gRPC is not instrumented and synchronises with futexes of its own, so what is handed through it
+// looks racy. Our own fields are checked by clang's thread-safety analysis; here the core's side
+// is.
+extern "C" const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1"; }
+extern "C" const char* __tsan_default_suppressions() { return "race:grpc::\n"; }
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+// What the threads of a parent held is lost in its forked child.
+static bool in_forked_child = false;
+extern "C" int __lsan_is_turned_off() { return in_forked_child; }
+#endif
+
 namespace bluefog::control {
 namespace {
 
@@ -399,7 +413,9 @@ TEST(Control, AHundredRoundsOnOnePortLeakNothing) {
   }
   EXPECT_LE(CountEntries("/proc/self/fd"), fds);
   EXPECT_LE(CountEntries("/proc/self/task"), threads);
+#if !defined(BLUEFOG_SANITIZED)               // Their allocators map what they like.
   EXPECT_LE(CountMappings(), mappings + 20);  // Arenas of the allocator come and go.
+#endif
 }
 
 TEST(Control, ARankThatComesBackEarlyWaitsForTheNextServer) {
@@ -627,6 +643,9 @@ int RankMain(char** argv) {
       const pid_t child = fork();
       if (child == 0) {
         alarm(10);
+#if defined(__SANITIZE_ADDRESS__)
+        in_forked_child = true;
+#endif
         (*membership)->ReportFailure(0, "from a child");
         (*membership)->Leave();
         membership->reset();
