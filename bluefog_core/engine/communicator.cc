@@ -10,6 +10,14 @@ namespace bluefog {
 Communicator::Communicator(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
 Communicator::~Communicator() = default;
 
+StatusOr<std::unique_ptr<Communicator>> Communicator::Create() {
+  StatusOr<Config> config = Config::FromEnvironment();
+  if (!config.ok()) return config.status();
+  CommunicatorOptions options;
+  options.config = *std::move(config);
+  return Create(options);
+}
+
 StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorOptions& options) {
   StatusOr<control::Place> place = control::FindPlace(options.config);
   if (!place.ok()) return place.status();

@@ -89,7 +89,9 @@ class Communicator {
   /// Joins the job that the configuration describes (bluefog run, torchrun's variables) or is alone, and
   /// logs one line that says which. Blocks until all ranks have joined or join_timeout_ms is over; the
   /// error names the missing ranks.
-  static StatusOr<std::unique_ptr<Communicator>> Create(const CommunicatorOptions& options = {});
+  static StatusOr<std::unique_ptr<Communicator>> Create(const CommunicatorOptions& options);
+  /// The same with Config::FromEnvironment().
+  static StatusOr<std::unique_ptr<Communicator>> Create();
   /// `size` ranks inside this process, over the in-process transport (tests, simulation).
   static StatusOr<std::vector<std::unique_ptr<Communicator>>> CreateInProcess(
       int size, const CommunicatorOptions& options = {});
