@@ -114,7 +114,7 @@ class ShmTransport final : public Transport {
   void AcceptAll();
   void Greet(uint32_t number);
   /// Why the hello is refused; empty if it is not.
-  std::string CheckHello(int socket, const ReceivedPacket& hello, pid_t* pid);
+  std::string CheckHello(const ReceivedPacket& hello, uid_t uid);
   void ReadOutSocket(int rank);
   void ReadInSocket(int rank);
   Status DoFetch(const PendingFetch& fetch);
@@ -534,10 +534,9 @@ void ShmTransport::AcceptAll() {
   }
 }
 
-std::string ShmTransport::CheckHello(int socket, const ReceivedPacket& hello, pid_t* pid) {
+std::string ShmTransport::CheckHello(const ReceivedPacket& hello, uid_t uid) {
   const Packet& packet = hello.packet;
-  uid_t uid = 0;
-  if (!shm::PeerCredentials(socket, pid, &uid) || uid != geteuid()) {
+  if (uid != geteuid()) {
     return "it belongs to user " + std::to_string(uid) + ", not " + std::to_string(geteuid());
   }
   if (packet.kind != PacketKind::kHello || hello.fd_count != 3) return "it did not say hello";
@@ -576,8 +575,15 @@ void ShmTransport::Greet(uint32_t number) {
   if (result == SocketResult::kClosed) return;
 
   pid_t pid = 0;
-  std::string refusal = result == SocketResult::kMalformed ? "its hello is not one of this version"
-                                                           : CheckHello(socket.get(), hello, &pid);
+  uid_t uid = 0;
+  std::string refusal;
+  if (!shm::PeerCredentials(socket.get(), &pid, &uid)) {
+    refusal = "nothing is known of it";
+  } else if (result == SocketResult::kMalformed) {
+    refusal = "its hello is not one of this version";
+  } else {
+    refusal = CheckHello(hello, uid);
+  }
   const int rank = hello.packet.rank;
   if (refusal.empty()) {
     UniqueFd pidfd = std::move(hello.fds[2]);

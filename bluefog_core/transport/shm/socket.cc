@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 namespace bluefog::transport::shm {
@@ -93,9 +94,11 @@ SocketResult ReceivePacket(int socket, ReceivedPacket* received) {
   message.msg_control = control;
   message.msg_controllen = sizeof control;
   ssize_t got;
+  // An end that was closed with packets unread reports that once, in front of what it had sent.
+  bool reset = false;
   do {
     got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  } while (got < 0 && errno == EINTR);
+  } while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !std::exchange(reset, true))));
   if (got < 0) return errno == EAGAIN ? SocketResult::kAgain : SocketResult::kClosed;
   // What came in is ours to close, whatever we think of the packet.
   received->fd_count = 0;
