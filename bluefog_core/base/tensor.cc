@@ -3,7 +3,6 @@
 #include <bluefog/tensor.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/hash.h"
 
@@ -23,9 +22,9 @@ std::string Join(const std::array<int64_t, kMaxDims>& values, int n) {
 /// frameworks fill it in as they like: only the others tell the memory order.
 bool StrideMatters(const TensorView& t, int dim) { return t.count > 0 && t.shape[dim] != 1; }
 
-bool IsContiguous(const TensorView& t) {
+bool IsContiguous(const TensorView& t, int dims) {
   int64_t expected = 1;
-  for (int i = t.ndim - 1; i >= 0; --i) {
+  for (int i = dims - 1; i >= 0; --i) {
     if (StrideMatters(t, i) && t.strides[i] != expected) return false;
     if (__builtin_mul_overflow(expected, t.shape[i], &expected)) return false;
   }
@@ -78,20 +77,24 @@ Status TensorView::CheckDense() const {
                                       std::to_string(count) + " elements");
   }
 
-  std::array<int, kMaxDims> order{};
-  std::iota(order.begin(), order.begin() + ndim, 0);
-  std::sort(order.begin(), order.begin() + ndim,
-            [this](int a, int b) { return strides[a] < strides[b]; });
-  int64_t expected = 1;
+  // From the innermost dimension outwards: one with exactly the stride that leaves no gap.
+  std::array<bool, kMaxDims> placed{};
+  int left = 0;
   for (int i = 0; i < ndim; ++i) {
-    const int dim = order[i];
-    if (!StrideMatters(*this, dim)) continue;
-    if (strides[dim] != expected) {
-      return absl::InvalidArgumentError("tensor " + ToString() +
-                                        " is not dense in memory (a slice, an expanded or a "
-                                        "flipped view?); pass a contiguous copy");
+    placed[i] = !StrideMatters(*this, i);
+    left += placed[i] ? 0 : 1;
+  }
+  for (int64_t expected = 1; left > 0; --left) {
+    int next = 0;
+    while (next < ndim && (placed[next] || strides[next] != expected)) ++next;
+    if (next == ndim) {
+      return absl::InvalidArgumentError(
+          "tensor " + ToString() +
+          " is not dense in memory (a slice, an expanded or a flipped view?); pass a contiguous "
+          "copy");
     }
-    expected *= shape[dim];
+    placed[next] = true;
+    expected *= shape[next];
   }
   return absl::OkStatus();
 }
@@ -110,7 +113,7 @@ uint32_t TensorView::LayoutHash() const {
 std::string TensorView::ToString() const {
   const int dims = std::clamp<int>(ndim, 0, kMaxDims);
   std::string out = std::string(NameOf(dtype)) + "[" + Join(shape, dims) + "]";
-  if (!IsContiguous(*this)) out += " strides (" + Join(strides, dims) + ")";
+  if (!IsContiguous(*this, dims)) out += " strides (" + Join(strides, dims) + ")";
   return out;
 }
 
