@@ -1,9 +1,10 @@
-// The plugin decides the algorithm, the engine decides the time. A plugin is one file in plugins/ that
-// includes <bluefog/…> only and registers itself by name.
+// The plugin decides the algorithm, the engine decides the time. A plugin is one file in plugins/
+// that includes <bluefog/…> only and registers itself by name.
 //
-// Per step the engine asks Plan, calls Produce on pieces of parameters as their gradients become ready,
-// exchanges what was produced, and calls Consume on each piece as soon as its average exists, while it is
-// still in cache. All calls come from one thread at a time; none may block or throw.
+// Per step the engine asks Plan, calls Produce on pieces of parameters as their gradients become
+// ready, exchanges what was produced, and calls Consume on each piece as soon as its average
+// exists, while it is still in cache. All calls come from one thread at a time; none may block or
+// throw.
 #pragma once
 
 #include <array>
@@ -37,14 +38,16 @@ struct Segment {
   int param = 0;       ///< Index in registration order.
   int64_t offset = 0;  ///< In elements, from the start of the parameter.
   int64_t n = 0;
-  void* x = nullptr;        ///< The parameter.
-  const void* g = nullptr;  ///< The gradient; zeros where the parameter has none. Null outside its time.
-  std::array<void*, kMaxStates> state{};          ///< Traits::states, in that order.
-  std::array<void*, kMaxPayloads> payload{};      ///< Produce writes it; Consume may read what was sent.
+  void* x = nullptr;  ///< The parameter.
+  const void* g =
+      nullptr;  ///< The gradient; zeros where the parameter has none. Null outside its time.
+  std::array<void*, kMaxStates> state{};  ///< Traits::states, in that order.
+  std::array<void*, kMaxPayloads>
+      payload{};  ///< Produce writes it; Consume may read what was sent.
   std::array<const void*, kMaxPayloads> mixed{};  ///< Consume: the average of the payload.
   const Hyper* hyper = nullptr;
-  /// Measure adds here (fp64, one set per parameter, summed in a fixed order); Produce or Consume reads
-  /// the total of the parameter, or of the whole model when Traits::measure_scope says so.
+  /// Measure adds here (fp64, one set per parameter, summed in a fixed order); Produce or Consume
+  /// reads the total of the parameter, or of the whole model when Traits::measure_scope says so.
   double* measure = nullptr;
 };
 
@@ -61,8 +64,8 @@ enum class Collective : uint8_t { kNeighborAllreduce, kAllreduce };
 /// One exchange of a step.
 struct Exchange {
   Collective collective = Collective::kNeighborAllreduce;
-  int64_t round = 0;              ///< Of the TopologySequence.
-  std::vector<int> payloads{0};   ///< Which payloads take part.
+  int64_t round = 0;             ///< Of the TopologySequence.
+  std::vector<int> payloads{0};  ///< Which payloads take part.
 };
 
 enum class PayloadTime : uint8_t {
@@ -72,7 +75,8 @@ enum class PayloadTime : uint8_t {
 enum class ConsumeTrigger : uint8_t {
   kCombined,      ///< As soon as the average exists.
   kStep,          ///< Not before step() was called.
-  kNextGradient,  ///< One step later, when the next gradient is there: the window is the whole step.
+  kNextGradient,  ///< One step later, when the next gradient is there: the window is the whole
+                  ///< step.
 };
 enum class MeasureScope : uint8_t {
   kNone,
@@ -82,11 +86,12 @@ enum class MeasureScope : uint8_t {
 
 /// What a plugin needs; the engine plans from it and refuses what cannot work.
 struct Traits {
-  std::string name = {};      ///< Registry name, e.g. "decentlam".
-  std::string summary = {};   ///< One line with the recursion.
-  std::string source = {};    ///< Paper and equation.
+  std::string name = {};     ///< Registry name, e.g. "decentlam".
+  std::string summary = {};  ///< One line with the recursion.
+  std::string source = {};   ///< Paper and equation.
   int payloads = 1;
-  std::vector<std::string> states = {};  ///< State vectors, zero at the start, each as long as the parameter.
+  std::vector<std::string> states =
+      {};  ///< State vectors, zero at the start, each as long as the parameter.
   PayloadTime payload_time = PayloadTime::kGradient;
   ConsumeTrigger consume = ConsumeTrigger::kCombined;
   MeasureScope measure_scope = MeasureScope::kNone;
@@ -98,7 +103,8 @@ struct Traits {
   std::string needs_reason = {};  ///< Why, with numbers; part of the refusal.
 };
 
-/// Payload bytes that are not elements x size: compression. Encode and DecodeAdd see whole messages.
+/// Payload bytes that are not elements x size: compression. Encode and DecodeAdd see whole
+/// messages.
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -106,8 +112,8 @@ class Codec {
   virtual int64_t MaxBytes(DType dtype, int64_t n) const = 0;
   /// Returns the bytes written to `out` (at most MaxBytes).
   virtual int64_t Encode(DType dtype, int64_t n, const void* x, std::byte* out) const = 0;
-  /// acc += weight * decoded. Bytes come from a peer: malformed ones are an error, never a crash. The
-  /// engine mixes as x_i + sum w_ij (Q(x_j) - Q(x_i)), which keeps the mean whatever Q is.
+  /// acc += weight * decoded. Bytes come from a peer: malformed ones are an error, never a crash.
+  /// The engine mixes as x_i + sum w_ij (Q(x_j) - Q(x_i)), which keeps the mean whatever Q is.
   virtual Status DecodeAdd(DType dtype, int64_t n, std::span<const std::byte> bytes, double weight,
                            void* acc) const = 0;
 };
@@ -127,19 +133,19 @@ class Optimizer {
 };
 
 using OptimizerFactory = std::function<std::unique_ptr<Optimizer>()>;
-/// Registers a plugin; use BLUEFOG_REGISTER_OPTIMIZER at namespace scope. The later of two equal names
-/// is refused (and logged).
+/// Registers a plugin; use BLUEFOG_REGISTER_OPTIMIZER at namespace scope. The later of two equal
+/// names is refused (and logged).
 bool RegisterOptimizer(const std::string& name, OptimizerFactory factory);
 /// NotFound lists the names that exist.
 StatusOr<std::unique_ptr<Optimizer>> MakeOptimizer(const std::string& name);
 std::vector<std::string> OptimizerNames();
 
-/// Ok if the plugin may run on this graph; else InvalidArgument with the reason and the figures that led
-/// to it. Plugins need doubly stochastic, connected graphs unless they say otherwise.
+/// Ok if the plugin may run on this graph; else InvalidArgument with the reason and the figures
+/// that led to it. Plugins need doubly stochastic, connected graphs unless they say otherwise.
 Status CheckTopology(const Traits& traits, const TopologySequence& topology);
 
-#define BLUEFOG_REGISTER_OPTIMIZER(name, Class)                        \
-  [[maybe_unused]] static const bool bluefog_registered_##Class =      \
+#define BLUEFOG_REGISTER_OPTIMIZER(name, Class)                   \
+  [[maybe_unused]] static const bool bluefog_registered_##Class = \
       ::bluefog::RegisterOptimizer(name, [] { return std::make_unique<Class>(); })
 
 }  // namespace bluefog
