@@ -25,7 +25,11 @@ void RepairLongOptions(const CLI::App& app, std::vector<std::string>& args) {
   if (commands.empty()) return;
   const CLI::App* command = commands.front();
   for (size_t i = 1; i < args.size() && args[i] != "--"; ++i) {
-    if (!args[i].starts_with('-') && args[0] == "run") return;
+    if (!args[i].starts_with('-') && args[0] == "run") {
+      args.insert(args.begin() + static_cast<int64_t>(i),
+                  "--");  // All that follows is the command.
+      return;
+    }
     if (args[i].starts_with('-') && !args[i].starts_with("--") && args[i].size() > 2 &&
         command->get_option_no_throw("-" + args[i].substr(0, args[i].find('='))) != nullptr) {
       args[i].insert(0, "-");
@@ -44,6 +48,7 @@ int Main(int argc, char** argv) {
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return std::string("bluefog: ") + error.what() + "\nbluefog --help explains the options\n";
   });
+  AddRun(app);
   AddTopo(app);
   AddInfo(app);
 

@@ -1,0 +1,261 @@
+"""``bluefog run`` with shell commands as ranks: variables, output, failures, signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(sys.executable).with_name("bluefog")
+TOOL = os.environ.get("BLUEFOG_TOOL") or (BESIDE if BESIDE.exists() else shutil.which("bluefog"))
+pytestmark = pytest.mark.skipif(TOOL is None, reason="the bluefog command is not installed")
+
+ENVIRONMENT = {
+    k: v
+    for k, v in os.environ.items()
+    if not k.startswith("BLUEFOG_") and k not in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED")
+}
+
+
+def run(*args, env: dict | None = None, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [TOOL, "run", *map(str, args)],
+        env={**ENVIRONMENT, **(env or {})},
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+    )
+    # Not text=True, which would turn carriage returns into newlines.
+    result.stdout, result.stderr = result.stdout.decode(), result.stderr.decode()
+    return result
+
+
+def start(*args) -> subprocess.Popen:
+    return subprocess.Popen(
+        [TOOL, "run", *map(str, args)],
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_pids(job: subprocess.Popen, n: int) -> list[int]:
+    """``n`` lines that end in "pid N"; returns pidfds, by which the processes' end is awaited."""
+    lines = [job.stdout.readline() for _ in range(n)]
+    return [os.pidfd_open(int(line.split("pid ")[1])) for line in lines]
+
+
+def has_ended(pidfds: list[int], seconds: float = 10) -> bool:
+    try:
+        return all(select.select([fd], [], [], seconds)[0] for fd in pidfds)
+    finally:
+        for fd in pidfds:
+            os.close(fd)
+
+
+def test_variables_of_every_rank():
+    names = "BLUEFOG_RANK BLUEFOG_SIZE BLUEFOG_LOCAL_RANK BLUEFOG_LOCAL_SIZE BLUEFOG_COORDINATOR"
+    names += " BLUEFOG_JOB_ID OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE OMP_NUM_THREADS"
+    script = "echo " + " ".join("$" + name for name in names.split())
+    lines = {}
+    for line in run("-np", 3, "sh", "-c", script).stdout.splitlines():
+        tag, *values = line.split()
+        lines[tag] = dict(zip(names.split(), values))
+    assert sorted(lines) == ["[0]", "[1]", "[2]"]
+    for r in range(3):
+        v = lines[f"[{r}]"]
+        assert v["BLUEFOG_RANK"] == v["BLUEFOG_LOCAL_RANK"] == v["OMPI_COMM_WORLD_RANK"] == str(r)
+        assert v["BLUEFOG_SIZE"] == v["BLUEFOG_LOCAL_SIZE"] == v["OMPI_COMM_WORLD_SIZE"] == "3"
+        assert v["OMP_NUM_THREADS"] == "1"
+        assert v["BLUEFOG_JOB_ID"] == lines["[0]"]["BLUEFOG_JOB_ID"] != ""
+        assert v["BLUEFOG_COORDINATOR"] == lines["[0]"]["BLUEFOG_COORDINATOR"]
+
+
+def test_two_jobs_differ_and_their_ports_are_no_ephemeral_ones():
+    script = "echo $BLUEFOG_JOB_ID $BLUEFOG_COORDINATOR"
+    jobs = [run("-np", 1, "--no-tag", "sh", "-c", script).stdout.split() for _ in range(2)]
+    assert jobs[0][0] != jobs[1][0]
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    for _, coordinator in jobs:
+        host, port = coordinator.split(":")
+        assert host == "127.0.0.1"
+        assert low < 12_000 or not low <= int(port) <= high
+
+
+def test_given_environment_goes_through():
+    script = "echo $A,$B,$OMP_NUM_THREADS,$BLUEFOG_TIMELINE"
+    args = ("--env", "A=1", "--env", "B=x=y z", "--timeline-filename", "trace_")
+    out = run("-np", 1, *args, "sh", "-c", script, env={"OMP_NUM_THREADS": "5", "A": "0"}).stdout
+    assert out == "[0] 1,x=y z,5,trace_\n"
+    out = run("-np", 1, "--env", "OMP_NUM_THREADS=3", "sh", "-c", "echo $OMP_NUM_THREADS").stdout
+    assert out == "[0] 3\n"
+
+
+def test_verbose_says_what_it_set():
+    result = run("-np", 1, "-v", "true")
+    assert "OMP_NUM_THREADS=1" in result.stderr
+    result = run("-np", 1, "-v", "true", env={"OMP_NUM_THREADS": "2"})
+    assert "OMP_NUM_THREADS" not in result.stderr
+
+
+@pytest.mark.parametrize("marker", [[], ["--"]])
+def test_the_commands_own_options_are_left_alone(marker):
+    result = run("-np", 1, *marker, "echo", "-v", "--np", "7", "--", "topo", "--env")
+    assert (result.returncode, result.stdout) == (0, "[0] -v --np 7 -- topo --env\n")
+
+
+def test_lines_are_whole_and_streams_apart():
+    script = (
+        "for i in $(seq 200); do printf '%s' aaaaaaaaaa; printf '%s\\n' $i; "
+        "echo bbbbbbbbbb$i >&2; done"
+    )
+    result = run("-np", 8, "sh", "-c", script)
+    for text, letter in ((result.stdout, "a"), (result.stderr, "b")):
+        lines = text.splitlines()
+        assert len(lines) == 8 * 200
+        for r in range(8):
+            mine = [line for line in lines if line.startswith(f"[{r}] ")]
+            assert mine == [f"[{r}] {letter * 10}{i}" for i in range(1, 201)]
+
+
+def test_last_line_empty_lines_and_progress_bars():
+    out = run("-np", 1, "printf", r"a\n\n10%%\r20%%\r\nend").stdout
+    assert out == "[0] a\n[0] \n[0] 10%\r[0] 20%\r\n[0] end\n"
+
+
+def test_no_tag():
+    assert run("-np", 2, "--no-tag", "echo", "x").stdout == "x\nx\n"
+
+
+def test_standard_input_goes_to_rank_zero_only():
+    out = run("-np", 2, "sh", "-c", "echo $(cat)", stdin=b"hello\n").stdout
+    assert sorted(out.splitlines()) == ["[0] hello", "[1] "]
+
+
+def test_more_ranks_than_cores():
+    result = run("-np", 24, "sh", "-c", "echo $BLUEFOG_RANK")
+    assert sorted(result.stdout.split("\n")[:-1]) == sorted(f"[{r}] {r}" for r in range(24))
+
+
+def test_first_failure_gives_the_exit_code_and_ends_all(tmp_path):
+    # Rank 1 fails once rank 0 and what rank 0 started are there.
+    script = """
+      if [ $BLUEFOG_RANK = 1 ]; then read line < $FIFO; exit 7; fi
+      sleep 1000 & echo grandchild pid $!; echo rank pid $$; echo go > $FIFO; wait"""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    job = start("-np", 2, "--env", f"FIFO={fifo}", "sh", "-c", script)
+    pids = read_pids(job, 2)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 7
+    assert "rank 1 failed with exit code 7" in errors
+    assert "SIGTERM to the ranks that still run: 0" in errors
+    assert has_ended(pids, 1)
+
+
+def test_the_others_may_end_by_themselves():
+    script = "[ $BLUEFOG_RANK = 0 ] && kill -KILL $$; sleep 0.5; echo said why; exit 3"
+    begin = time.monotonic()
+    result = run("-np", 2, "sh", "-c", script)
+    assert result.returncode == 128 + signal.SIGKILL
+    assert "rank 0 was killed by SIGKILL" in result.stderr
+    assert result.stdout == "[1] said why\n"
+    assert "SIGTERM" not in result.stderr
+    assert time.monotonic() - begin < 3
+
+
+def test_a_rank_deaf_to_sigterm_is_killed():
+    script = "[ $BLUEFOG_RANK = 0 ] && exit 4; trap '' TERM; while true; do sleep 100; done"
+    begin = time.monotonic()
+    result = run("-np", 2, "sh", "-c", script)
+    assert result.returncode == 4
+    assert "SIGKILL to the ranks that still run: 1" in result.stderr
+    assert 4.5 < time.monotonic() - begin < 15
+
+
+READY = "trap 'echo got INT; exit 1' INT; sleep 1000 & echo pid $!; echo pid $$; wait"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_reaches_the_ranks_and_leaves_nothing(number, code):
+    job = start("-np", 2, "sh", "-c", READY)
+    pids = read_pids(job, 4)
+    job.send_signal(number)
+    out, errors = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert sorted(out.splitlines()) == ["[0] got INT", "[1] got INT"]
+    assert "failed with exit code" not in errors
+    assert has_ended(pids, 1)
+
+
+def test_second_ctrl_c_kills_at_once():
+    job = start(
+        "-np", 2, "sh", "-c", "trap '' INT TERM; echo pid $$; while true; do sleep 100; done"
+    )
+    pids = read_pids(job, 2)
+    begin = time.monotonic()
+    job.send_signal(signal.SIGINT)
+    assert "passing SIGINT" in job.stderr.readline()
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert time.monotonic() - begin < 2.5
+    assert has_ended(pids, 1)
+
+
+def test_the_ranks_die_with_a_killed_launcher():
+    job = start("-np", 3, "sh", "-c", "echo pid $$; while true; do sleep 100; done")
+    pids = read_pids(job, 3)
+    job.kill()
+    job.communicate(timeout=60)
+    assert has_ended(pids)
+
+
+def test_ends_when_nobody_reads():
+    command = f"'{TOOL}' run -np 2 yes | head -n 1"
+    result = subprocess.run(
+        ["bash", "-c", command + "; exit ${PIPESTATUS[0]}"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert re.fullmatch(r"\[[01]\] y\n", result.stdout)
+
+
+def test_command_that_cannot_be_started(tmp_path):
+    result = run("-np", 4, "no-such-command-anywhere")
+    assert result.returncode == 127
+    assert "'no-such-command-anywhere': command not found" in result.stderr
+    (tmp_path / "plain").write_text("text")
+    result = run("-np", 2, tmp_path / "plain")
+    assert result.returncode == 126
+    assert "Permission denied" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("-np", "0", "true"), "-np is 0"),
+        (("-np", "-3", "true"), "-np is -3"),
+        (("-np", "two", "true"), "two"),
+        (("true",), "np"),
+        (("-np", "2"), "command"),
+        (("-np", "2", "--env", "X", "true"), "NAME=VALUE"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(args, text):
+    result = run(*args)
+    assert result.returncode == 2
+    assert text in result.stderr

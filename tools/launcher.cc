@@ -1,0 +1,367 @@
+#include "launcher.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <optional>
+
+#include "base/clock.h"
+
+namespace bluefog::tools {
+namespace {
+
+constexpr int64_t kSecondNs = 1'000'000'000;
+constexpr int64_t kGraceNs = 3 * kSecondNs;  // To fail by themselves, with an error that says why.
+constexpr int64_t kTermNs = 2 * kSecondNs;   // From SIGTERM to SIGKILL.
+constexpr size_t kMaxLine = 64 << 10;        // A longer line comes in pieces.
+
+std::string SignalName(int signal) {
+  const char* name = sigabbrev_np(signal);
+  return name == nullptr ? "signal " + std::to_string(signal) : std::string("SIG") + name;
+}
+
+void Say(const std::string& text) {
+  const std::string line = "bluefog run: " + text + "\n";
+  [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, line.data(), line.size());
+}
+
+bool WriteAll(int fd, const std::string& text) {
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t n = write(fd, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EAGAIN) {  // A terminal that somebody else made non-blocking.
+      pollfd ready = {fd, POLLOUT, 0};
+      poll(&ready, 1, -1);
+    } else if (n < 0 && errno != EINTR) {
+      return false;
+    } else if (n > 0) {
+      done += static_cast<size_t>(n);
+    }
+  }
+  return true;
+}
+
+/// One output stream of one rank: whole lines go on, with the tag in front.
+struct Stream {
+  int from = -1;  // The pipe; -1 once it ended.
+  int to = -1;
+  std::string tag, pending;
+
+  // False if the reader of our own output is gone.
+  bool Forward(bool at_end) {
+    std::string out;
+    size_t begin = 0;
+    for (size_t i = 0; i < pending.size(); ++i) {
+      // A lone carriage return ends a line, too: progress bars.
+      const bool end = pending[i] == '\n' ||
+                       (pending[i] == '\r' && i + 1 < pending.size() && pending[i + 1] != '\n');
+      if (!end) continue;
+      out += tag + pending.substr(begin, i + 1 - begin);
+      begin = i + 1;
+    }
+    pending.erase(0, begin);
+    if (!pending.empty() && (at_end || pending.size() >= kMaxLine)) {
+      out += tag + pending + "\n";
+      pending.clear();
+    }
+    return WriteAll(to, out);
+  }
+
+  // Takes what lies in the pipe. False if the reader of our own output is gone.
+  bool Drain() {
+    std::array<char, 64 << 10> bytes;
+    while (from >= 0) {
+      const ssize_t n = read(from, bytes.data(), bytes.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) return Forward(false);
+      if (n <= 0) {
+        close(from);
+        from = -1;
+        return Forward(true);
+      }
+      pending.append(bytes.data(), static_cast<size_t>(n));
+      if (!Forward(false)) return false;
+    }
+    return true;
+  }
+};
+
+struct Rank {
+  pid_t pid = -1;  // Also its session and process group.
+  bool ended = false;
+  Stream out, err;
+};
+
+class Launcher {
+ public:
+  explicit Launcher(const LaunchOptions& options)
+      : options_(options), ranks_(static_cast<size_t>(options.ranks)) {}
+
+  int Run() {
+    signal(SIGPIPE, SIG_IGN);
+    sigset_t taken;
+    sigemptyset(&taken);
+    for (int s : {SIGCHLD, SIGINT, SIGTERM, SIGHUP}) sigaddset(&taken, s);
+    sigprocmask(SIG_BLOCK, &taken, &inherited_mask_);
+    signals_ = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
+    for (int r = 0; r < options_.ranks && !exit_code_; ++r) {
+      if (const int error = Start(r); error != 0) {
+        Say("cannot start '" + options_.command[0] +
+            "': " + (error == ENOENT ? "command not found" : std::strerror(error)));
+        exit_code_ = error == ENOENT ? 127 : 126;
+        Stop(SIGKILL);
+      }
+    }
+    while (!AllEnded()) Turn();
+    End();
+    return exit_code_.value_or(0);
+  }
+
+ private:
+  // 0, or the errno that kept the rank from starting.
+  int Start(int r) {
+    Rank& rank = ranks_[static_cast<size_t>(r)];
+    int out[2] = {-1, -1}, err[2] = {-1, -1}, failure[2];
+    if (pipe2(failure, O_CLOEXEC) != 0) return errno;
+    if (options_.tag) {
+      if (pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) return errno;
+      const std::string tag = "[" + std::to_string(r) + "] ";
+      rank.out = {out[0], STDOUT_FILENO, tag, ""};
+      rank.err = {err[0], STDERR_FILENO, tag, ""};
+      for (int fd : {out[0], err[0]}) fcntl(fd, F_SETFL, O_NONBLOCK);
+    }
+    const pid_t parent = getpid();
+    const pid_t pid = fork();
+    if (pid == 0) Become(r, parent, out[1], err[1], failure[1]);
+    int error = pid < 0 ? errno : 0;
+    for (int fd : {out[1], err[1], failure[1]}) {
+      if (fd >= 0) close(fd);
+    }
+    // The pipe closes when the command runs.
+    if (pid > 0 && read(failure[0], &error, sizeof(error)) == sizeof(error)) {
+      waitpid(pid, nullptr, 0);
+    } else if (pid > 0) {
+      rank.pid = pid;
+    }
+    close(failure[0]);
+    return error;
+  }
+
+  [[noreturn]] void Become(int r, pid_t parent, int out, int err, int failure) {
+    setsid();  // A group of its own: what the rank starts ends with it.
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);  // It died before the line above.
+    signal(SIGPIPE, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &inherited_mask_, nullptr);
+    if (out >= 0) dup2(out, STDOUT_FILENO);
+    if (err >= 0) dup2(err, STDERR_FILENO);
+    if (r != 0) {
+      const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+      if (null >= 0) dup2(null, STDIN_FILENO);
+    }
+    const std::string rank = std::to_string(r), size = std::to_string(options_.ranks);
+    for (const auto& [name, value] : options_.env) setenv(name.c_str(), value.c_str(), 1);
+    for (const char* name : {"BLUEFOG_RANK", "BLUEFOG_LOCAL_RANK", "OMPI_COMM_WORLD_RANK"}) {
+      setenv(name, rank.c_str(), 1);
+    }
+    for (const char* name : {"BLUEFOG_SIZE", "BLUEFOG_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"}) {
+      setenv(name, size.c_str(), 1);
+    }
+    setenv("BLUEFOG_JOB_ID", options_.job_id.c_str(), 1);
+    setenv("BLUEFOG_COORDINATOR", options_.coordinator.c_str(), 1);
+    std::vector<char*> argv;
+    for (const std::string& word : options_.command)
+      argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    execvp(argv[0], argv.data());
+    const int error = errno;
+    [[maybe_unused]] const ssize_t n = write(failure, &error, sizeof(error));
+    _exit(127);
+  }
+
+  // Waits for whatever comes next and handles it.
+  void Turn() {
+    std::vector<pollfd> fds = {{signals_, POLLIN, 0}};
+    std::vector<Stream*> streams;
+    for (Rank& rank : ranks_) {
+      for (Stream* stream : {&rank.out, &rank.err}) {
+        if (stream->from < 0) continue;
+        fds.push_back({stream->from, POLLIN, 0});
+        streams.push_back(stream);
+      }
+    }
+    int timeout_ms = -1;
+    if (next_signal_ != 0) {
+      timeout_ms = static_cast<int>(std::max<int64_t>(0, (due_ns_ - NowNs()) / 1'000'000 + 1));
+    }
+    poll(fds.data(), fds.size(), timeout_ms);
+    for (size_t i = 0; i < streams.size(); ++i) {
+      if (fds[i + 1].revents != 0 && !streams[i]->Drain()) ReaderGone();
+    }
+    signalfd_siginfo info;
+    while (read(signals_, &info, sizeof(info)) == sizeof(info)) {
+      if (info.ssi_signo != SIGCHLD) Interrupted(static_cast<int>(info.ssi_signo));
+    }
+    LookForEnded();
+    if (next_signal_ != 0 && NowNs() >= due_ns_) Stop(next_signal_);
+  }
+
+  void LookForEnded() {
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      Rank& rank = ranks_[r];
+      siginfo_t info = {};
+      // Left as a zombie to the end: so its group's number cannot become somebody else's.
+      if (rank.pid < 0 || rank.ended ||
+          waitid(P_PID, static_cast<id_t>(rank.pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+          info.si_pid == 0) {
+        continue;
+      }
+      rank.ended = true;
+      for (Stream* stream : {&rank.out, &rank.err}) {
+        if (!stream->Drain()) ReaderGone();
+      }
+      const bool killed = info.si_code != CLD_EXITED;
+      if (!killed && info.si_status == 0) continue;
+      const std::string how = "rank " + std::to_string(r) +
+                              (killed ? " was killed by " + SignalName(info.si_status)
+                                      : " failed with exit code " + std::to_string(info.si_status));
+      if (exit_code_) {
+        if (options_.verbose) Say(how);
+        continue;
+      }
+      exit_code_ = killed ? 128 + info.si_status : info.si_status;
+      const bool alone = AllEnded();
+      Say(how + (alone ? "" : "; the others get 3 s to end by themselves"));
+      Schedule(SIGTERM, kGraceNs);
+    }
+  }
+
+  void Interrupted(int signal) {
+    if (interrupted_) return Stop(SIGKILL);  // Asked twice: at once.
+    interrupted_ = true;
+    exit_code_ = 128 + signal;
+    Say("got " + SignalName(signal) + ", passing SIGINT on to the ranks");
+    KillAll(SIGINT);
+    Schedule(SIGTERM, kGraceNs);
+  }
+
+  void ReaderGone() {
+    if (exit_code_) return;
+    exit_code_ = 128 + SIGPIPE;
+    Stop(SIGTERM);
+  }
+
+  void Schedule(int signal, int64_t in_ns) {
+    next_signal_ = signal;
+    due_ns_ = NowNs() + in_ns;
+  }
+
+  // Sends `signal` to what still runs; SIGKILL follows SIGTERM.
+  void Stop(int signal) {
+    std::string left;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (ranks_[r].pid > 0 && !ranks_[r].ended)
+        left += (left.empty() ? "" : ", ") + std::to_string(r);
+    }
+    if (!left.empty()) Say(SignalName(signal) + " to the ranks that still run: " + left);
+    KillAll(signal);
+    next_signal_ = 0;
+    if (signal == SIGTERM) Schedule(SIGKILL, kTermNs);
+  }
+
+  void KillAll(int signal) {
+    for (const Rank& rank : ranks_) {
+      if (rank.pid > 0) kill(-rank.pid, signal);
+    }
+  }
+
+  bool AllEnded() const {
+    return std::all_of(ranks_.begin(), ranks_.end(),
+                       [](const Rank& rank) { return rank.pid < 0 || rank.ended; });
+  }
+
+  // All ranks have ended: nothing they started stays.
+  void End() {
+    KillAll(SIGKILL);
+    for (Rank& rank : ranks_) {
+      if (rank.pid > 0) waitpid(rank.pid, nullptr, 0);
+      for (Stream* stream : {&rank.out, &rank.err}) {
+        stream->Drain();
+        if (stream->from >= 0) stream->Forward(true);
+      }
+    }
+  }
+
+  const LaunchOptions& options_;
+  std::vector<Rank> ranks_;
+  sigset_t inherited_mask_;
+  int signals_ = -1;
+  std::optional<int> exit_code_;  // Set by what ended the job first.
+  bool interrupted_ = false;
+  int next_signal_ = 0;  // To be sent at due_ns_; 0: none.
+  int64_t due_ns_ = 0;
+};
+
+bool PortIsFree(int port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const bool free =
+      fd >= 0 && bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  if (fd >= 0) close(fd);
+  return free;
+}
+
+template <typename T>
+T Random() {
+  T value = {};
+  [[maybe_unused]] const ssize_t n = getrandom(&value, sizeof(value), 0);
+  return value;
+}
+
+}  // namespace
+
+int Launch(const LaunchOptions& options) { return Launcher(options).Run(); }
+
+StatusOr<std::string> ChooseCoordinator() {
+  // A port of the kernel's range for outgoing connections could be gone before rank 0 listens, and
+  // ranks that try to connect could even meet themselves on it.
+  constexpr int kLow = 10'240;
+  int ephemeral_low = 32'768;
+  std::ifstream("/proc/sys/net/ipv4/ip_local_port_range") >> ephemeral_low;
+  const int high = ephemeral_low > kLow + 1'000 ? ephemeral_low : 65'536;
+  for (int attempt = 0; attempt < 1'000; ++attempt) {
+    const int port =
+        kLow + static_cast<int>(Random<uint32_t>() % static_cast<uint32_t>(high - kLow));
+    if (PortIsFree(port)) return "127.0.0.1:" + std::to_string(port);
+  }
+  return absl::ResourceExhaustedError("no free TCP port on 127.0.0.1 between " +
+                                      std::to_string(kLow) + " and " + std::to_string(high));
+}
+
+std::string MakeJobId() {
+  std::string id;
+  for (const unsigned char byte : Random<std::array<unsigned char, 16>>()) {
+    id += "0123456789abcdef"[byte >> 4];
+    id += "0123456789abcdef"[byte & 15];
+  }
+  return id;
+}
+
+}  // namespace bluefog::tools
