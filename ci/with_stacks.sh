@@ -7,7 +7,7 @@ setsid "$@" &
 child=$!
 trap 'kill -KILL -- -$child 2>/dev/null' EXIT
 trap 'exit 130' INT TERM
-( sleep "$limit"; kill -USR1 $$ ) 2>/dev/null & watchdog=$!
+( sleep "$limit"; kill -USR1 $$ ) >/dev/null 2>&1 </dev/null & watchdog=$!
 hung=0
 trap 'hung=1' USR1
 while true; do

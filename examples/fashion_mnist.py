@@ -1,0 +1,197 @@
+"""Train a perceptron (784-128-10) on Fashion-MNIST, every rank on its own share of the images.
+
+    bluefog run -np 8 python examples/fashion_mnist.py --optimizer decentlam --topology ring \
+        --partition by-label --batch-size 512 --lr 0.2 --epochs 10 --seeds 3 --json out.json
+
+`--partition by-label` sorts the images by label, cuts them into two shards a rank and deals the
+shards out at random: a rank sees two or three kinds of clothing, and only the averaging tells it of
+the others. Several optimizers separated by commas are trained one after the other.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import bluefog.torch as bf
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+OPTIMIZERS = {
+    "dsgd": bf.optim.DSGD,
+    "pmsgd": bf.optim.PmSGD,
+    "dmsgd": bf.optim.DmSGD,
+    "decentlam": bf.optim.DecentLaM,
+}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An array of bytes from a gzipped idx file."""
+    if not path.exists():
+        sys.exit(f"{path} is missing: apt-get install dataset-fashion-mnist, or --data DIR")
+    data = gzip.decompress(path.read_bytes())
+    ndim = data[3]
+    shape = np.frombuffer(data, ">i4", ndim, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def load(data: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images as float32 [n, 784] with mean 0 and deviation 1, labels as int64 [n]."""
+    images = read_idx(data / f"{split}-images-idx3-ubyte.gz")
+    labels = read_idx(data / f"{split}-labels-idx1-ubyte.gz")
+    x = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255.0)
+    return (x - 0.2860) / 0.3530, torch.from_numpy(labels.astype(np.int64))
+
+
+def my_share(labels: torch.Tensor, partition: str, seed: int) -> torch.Tensor:
+    """Indices of the images of this rank; all ranks draw the same partition from the seed."""
+    n = bf.size()
+    generator = torch.Generator().manual_seed(seed)
+    if partition == "iid":
+        return torch.randperm(len(labels), generator=generator).chunk(n)[bf.rank()]
+    shards = torch.argsort(labels, stable=True).chunk(2 * n)
+    mine = torch.randperm(2 * n, generator=generator)[2 * bf.rank() : 2 * bf.rank() + 2]
+    return torch.cat([shards[int(i)] for i in mine])
+
+
+def make_model(seed: int) -> torch.nn.Sequential:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+
+
+def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x).argmax(dim=1) == y).float().mean())
+
+
+def evaluate(model: torch.nn.Module, test: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    """Test accuracy of the averaged model and of the ranks, and how far the ranks are apart."""
+    own = bf.allgather(torch.tensor([accuracy(model, *test)], dtype=torch.float64))
+    consensus = bf.consensus_distance(model.parameters())
+    with bf.consensus(model):
+        mean = accuracy(model, *test)
+    return {
+        "acc_mean_model": mean,
+        "acc_rank_mean": float(own.mean()),
+        "acc_rank_min": float(own.min()),
+        "consensus": float(consensus),
+    }
+
+
+def train(name, args, seed, train_set, test_set, progress) -> dict:
+    """One run; collective."""
+    x, y = train_set
+    share = my_share(y, args.partition, seed)
+    x, y = x[share], y[share]
+    model = make_model(seed)
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "overlap": not args.no_overlap}
+    if name != "dsgd":
+        options["momentum"] = args.momentum
+    optimizer = OPTIMIZERS[name](model.named_parameters(), **options)
+
+    # The same number of steps on all ranks: each counts on its neighbours in every step.
+    steps = math.ceil(len(train_set[1]) / bf.size() / args.batch_size)
+    total, warm_up = args.epochs * steps, max(1, args.epochs * steps // 10)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    loss_of = torch.nn.CrossEntropyLoss()
+    order_of = torch.Generator().manual_seed(1000 * seed + bf.rank())
+    seconds, curve = 0.0, []
+    before = bf.stats()
+    for epoch in range(args.epochs):
+        order = torch.randperm(len(y), generator=order_of)
+        begin = time.perf_counter()
+        for step in range(steps):
+            batch = order[step * args.batch_size % len(y) :][: args.batch_size]
+            optimizer.zero_grad()
+            loss_of(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+        seconds += time.perf_counter() - begin
+        curve.append(evaluate(model, test_set))
+        progress.set_postfix_str(f"{name} seed {seed}: {curve[-1]['acc_mean_model']:.3f}")
+        progress.update()
+    after = bf.stats()
+    busy = after["busy_ns"] - before["busy_ns"]
+    blocked = after["blocked_ns"] - before["blocked_ns"]
+    return {
+        "optimizer": name,
+        "topology": args.topology,
+        "partition": args.partition,
+        "ranks": bf.size(),
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "epochs": args.epochs,
+        "seed": seed,
+        **curve[-1],
+        "step_ms": 1e3 * seconds / total,
+        "hidden_share": max(0.0, 1 - blocked / busy) if busy > 0 else 0.0,
+        "curve": curve,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--optimizer", default="decentlam", help="of: " + ", ".join(OPTIMIZERS))
+    parser.add_argument("--topology", default="ring", help="as in `bluefog topo --list`")
+    parser.add_argument("--partition", choices=["by-label", "iid"], default="by-label")
+    parser.add_argument("--batch-size", type=int, default=512, help="of each rank")
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--weight-decay", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each optimizer")
+    parser.add_argument("--no-overlap", action="store_true", help="communicate inside step() only")
+    parser.add_argument("--json", type=Path, help="write the list of runs here")
+    parser.add_argument("--data", type=Path, default=DATA)
+    args = parser.parse_args()
+    names = args.optimizer.replace("_", "-").lower().split(",")
+    for name in names:
+        if name not in OPTIMIZERS:
+            parser.error(f"no optimizer '{name}'; there are: {', '.join(OPTIMIZERS)}")
+    if args.batch_size < 1 or args.epochs < 1 or args.seeds < 1:
+        parser.error("--batch-size, --epochs and --seeds must be at least 1")
+
+    torch.set_num_threads(1)
+    bf.init()
+    bf.set_topology(bf.topology.make(args.topology, bf.size()), is_weighted=True)
+    train_set, test_set = load(args.data, "train"), load(args.data, "t10k")
+    runs = []
+    with tqdm(
+        total=len(names) * args.seeds * args.epochs,
+        unit="epoch",
+        mininterval=2,
+        ncols=90,
+        disable=bf.rank() != 0,
+    ) as progress:
+        for seed in range(args.seeds):
+            for name in names:
+                runs.append(train(name, args, seed, train_set, test_set, progress))
+    if bf.rank() != 0:
+        return
+    print(f"{'optimizer':12}{'seed':>5}{'mean model':>12}{'ranks':>8}{'worst':>8}", end="")
+    print(f"{'consensus':>11}{'ms/step':>9}{'hidden':>8}")
+    for run in sorted(runs, key=lambda r: names.index(r["optimizer"])):
+        print(
+            f"{run['optimizer']:12}{run['seed']:5d}{run['acc_mean_model']:12.3f}"
+            f"{run['acc_rank_mean']:8.3f}{run['acc_rank_min']:8.3f}{run['consensus']:11.4f}"
+            f"{run['step_ms']:9.2f}{run['hidden_share']:8.0%}"
+        )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
