@@ -15,7 +15,7 @@ struct Config {
   // Engine.
   int64_t eager_bytes = 8 << 10;           ///< Up to this size data goes without waiting for a post.
   int64_t chunk_bytes = 512 << 10;         ///< Unit on the wire.
-  int64_t tile_bytes = 16 << 10;           ///< Unit of combine and consume.
+  int64_t tile_bytes = 32 << 10;           ///< Unit of combine and consume.
   int64_t bucket_bytes = 8 << 20;          ///< Parameters fused into one operation, at most.
   int64_t slot_bytes = 8 << 20;            ///< Arena memory for staging private tensors.
   int64_t drive_us = 100;                  ///< A waiting caller drives at most so long without progress.
