@@ -1,0 +1,303 @@
+"""Processes: how they end, are interrupted, forked and killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from ranks import Job, environments, free_port, run_script
+
+import bluefog as bf
+
+
+def ends_well(results):
+    for rank, result in enumerate(results):
+        assert result.returncode == 0, f"rank {rank}: {result.stderr[-3000:]}"
+    return [result.stdout for result in results]
+
+
+def test_scripts_need_no_shutdown_and_end_at_different_times():
+    """Whoever is through leaves at once; what it sent last still counts."""
+    script = """
+import numpy as np, bluefog as bf
+bf.init()
+for i in range(3):
+    x = bf.broadcast(np.full(10, i * bf.rank()), 2)
+    assert x[0] == 2 * i
+    y = bf.neighbor_allreduce(np.ones(3))
+if bf.rank() > 0:
+    bf.neighbor_allreduce(y, self_weight=1.0, src_weights={3 - bf.rank(): 1.0},
+                          dst_weights=[3 - bf.rank()])
+"""
+    for _ in range(3):
+        ends_well(run_script(3, script))
+
+
+def test_an_error_on_one_rank_ends_the_others():
+    script = """
+import numpy as np, bluefog as bf
+bf.init()
+bf.barrier()
+if bf.rank() == 1:
+    raise SystemExit(3)
+try:
+    bf.allreduce(np.ones(10_000))
+except bf.BluefogError as error:
+    print(error.code, error)
+"""
+    results = run_script(2, script)
+    assert [r.returncode for r in results] == [0, 3]
+    assert results[0].stdout.startswith("UNAVAILABLE")
+    assert "rank 1" in results[0].stdout and "allreduce" in results[0].stdout
+
+
+@pytest.mark.parametrize("where", ["plain", "optimizer"])
+def test_killed_rank_is_named_within_two_seconds(where):
+    if where == "optimizer":
+        pytest.importorskip("torch")
+        script = """
+import torch, bluefog.torch as bf
+bf.init()
+bf.set_topology(bf.topology.ring(4))
+x = torch.nn.Parameter(torch.zeros(300_000))
+optimizer = bf.optim.DSGD([("x", x)], lr=0.1)
+def step():
+    optimizer.zero_grad()
+    x.sum().backward()
+    optimizer.step()
+"""
+    else:
+        script = """
+import numpy as np, bluefog as bf, bluefog.topology
+bf.init()
+bf.set_topology(bf.topology.ring(4))
+def step():
+    bf.neighbor_allreduce(np.zeros(300_000))
+"""
+    script += """
+import os, time, signal
+step()
+bf.barrier()
+if bf.rank() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+start = time.monotonic()
+try:
+    while True:
+        step()
+except bf.BluefogError as error:
+    assert time.monotonic() - start < 2, time.monotonic() - start
+    print(error.code, error)
+try:                                        # It stays so, and nothing hangs.
+    bf.barrier()
+except bf.BluefogError as error:
+    print(error.code, error)
+"""
+    results = run_script(4, script)
+    assert results[1].returncode == -signal.SIGKILL
+    for r in (0, 2, 3):
+        lines = results[r].stdout.splitlines()
+        assert results[r].returncode == 0, results[r].stderr[-2000:]
+        assert len(lines) == 2
+        assert all(line.startswith("UNAVAILABLE") and "rank 1" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("where", ["wait", "step", "init"])
+def test_ctrl_c_answers_within_200_ms(where):
+    """Rank 1 never takes part; rank 0 waits and is interrupted."""
+    setup = "import numpy as np, bluefog as bf"
+    wait = "bf.allreduce(np.ones(10))"
+    if where == "step":
+        pytest.importorskip("torch")
+        setup = "import torch, bluefog.torch as bf"
+        wait = "bf.optim.DSGD([torch.nn.Parameter(torch.ones(9))], lr=0.1, broadcast=False).step()"
+    script = f"""
+import os, sys
+{setup}
+absent = os.environ["BLUEFOG_RANK"] == "1"
+if absent and {where!r} == "init":
+    sys.exit(sys.stdin.read())
+if {where!r} != "init":
+    bf.init()
+    bf.barrier()
+    if absent:
+        sys.exit(sys.stdin.read())
+try:
+    print("waiting", flush=True)
+    bf.init()
+    {wait}
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    os._exit(0)
+"""
+    job = Job(2, script)
+    zero = job.processes[0]
+    assert zero.stdout.readline() == "waiting\n"
+    time.sleep(0.3)  # Into the wait; too early would only make the test easier.
+    start = time.monotonic()
+    zero.send_signal(signal.SIGINT)
+    assert zero.stdout.readline() == "interrupted\n"
+    # The machine may be busy; what would fail is a wait of seconds.
+    assert time.monotonic() - start < 0.5
+    for p in job.processes:
+        p.stdin.close()
+        p.wait(20)
+    job.kill()
+
+
+def test_forked_children_raise_and_leave_the_parent_alone():
+    script = """
+import os, sys, numpy as np, bluefog as bf
+bf.init()
+handle = bf.allreduce_nonblocking(np.ones(1000))
+y = bf.neighbor_allreduce(np.ones(5))
+pid = os.fork()
+if pid == 0:
+    calls = (bf.barrier, lambda: bf.allreduce(np.ones(3)), lambda: bf.synchronize(handle),
+             bf.rank, bf.init, bf.stats, lambda: bf.empty(3))
+    for call in calls:
+        try:
+            call()
+        except bf.BluefogError as error:
+            assert "forked" in str(error) and error.code == "FAILED_PRECONDITION", error
+        else:
+            os._exit(7)
+    y[:] = 3                               # Memory stays usable.
+    del handle, y
+    sys.exit(5)                            # With all exit handlers.
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+assert (bf.synchronize(handle) == 1).all()
+assert (y == 1).all()
+bf.barrier()
+"""
+    ends_well(run_script(2, script))
+
+
+def test_child_forked_before_init_may_init():
+    script = """
+import os, numpy as np, bluefog as bf
+pid = os.fork()
+if pid == 0:
+    bf.init()
+    assert bf.allreduce(np.ones(3)).sum() == 3
+    bf.shutdown()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+bf.init()
+"""
+    ends_well(run_script(1, script))
+
+
+def test_data_loader_with_forked_workers():
+    pytest.importorskip("torch")
+    script = """
+import torch, bluefog.torch as bf
+bf.init()
+model = torch.nn.Linear(4, 1)
+optimizer = bf.optim.DSGD(model.named_parameters(), lr=0.01)
+data = torch.utils.data.TensorDataset(torch.randn(64, 4))
+loader = torch.utils.data.DataLoader(data, batch_size=8, num_workers=2,
+                                     multiprocessing_context="fork")
+steps = 0
+for epoch in range(2):
+    for (x,) in loader:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        steps += 1
+print(steps)
+"""
+    assert ends_well(run_script(2, script)) == ["16\n", "16\n"]
+
+
+def test_threads_may_wait_at_the_same_time():
+    """The GIL is free in every wait: another thread of the same rank completes the exchange."""
+    script = """
+import threading, numpy as np, bluefog as bf
+bf.init()
+results = {}
+def run(i):
+    for k in range(20):
+        results[i, k] = bf.allreduce(np.full(3000 * i + 1, float(i)), name=f"{i}.{k}")[0]
+threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert all(results[i, k] == i for i in range(4) for k in range(20))
+"""
+    ends_well(run_script(2, script))
+
+
+def test_missing_rank_and_malformed_settings():
+    env = environments(2, BLUEFOG_JOIN_TIMEOUT_MS="500")[0]
+    code = "import bluefog as bf; bf.init()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 1
+    assert "BluefogError" in result.stderr and "did not join" in result.stderr
+    env = {**environments(1)[0], "BLUEFOG_CHUNK_BYTES": "many"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30
+    )
+    assert "BluefogValueError" in result.stderr
+    assert "BLUEFOG_CHUNK_BYTES" in result.stderr and "many" in result.stderr
+
+
+def test_port_taken():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        env = environments(2, BLUEFOG_JOIN_TIMEOUT_MS="2000")[0]
+        env["BLUEFOG_COORDINATOR"] = f"127.0.0.1:{port}"
+        result = subprocess.run(
+            [sys.executable, "-c", "import bluefog as bf; bf.init()"],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert result.returncode == 1 and str(port) in result.stderr
+    assert "BluefogError" in result.stderr
+
+
+def test_torchrun():
+    pytest.importorskip("torch")
+    code = "import bluefog as bf; bf.init(); print(bf.rank(), bf.size(), bf.launched_by())"
+    env = environments(1)[0]
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         f"--master-port={free_port()}", "--no-python", sys.executable, "-c", code],
+        env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == ["0 2 torchrun", "1 2 torchrun"]
+
+
+@pytest.mark.skipif(shutil.which("bluefog") is None, reason="the bluefog command is not installed")
+def test_bluefog_run():
+    code = "import bluefog as bf; bf.init(); bf.barrier(); print(bf.size(), bf.launched_by())"
+    result = subprocess.run(
+        ["bluefog", "run", "-np", "2", sys.executable, "-c", code],
+        env={**os.environ, "BLUEFOG_LOG_LEVEL": "warn"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 bluefog run") == 2
+
+
+def test_nothing_is_loaded_that_was_not_asked_for():
+    """Importing bluefog needs NumPy alone."""
+    code = (
+        "import sys, bluefog, bluefog.topology, bluefog.viz\n"
+        "heavy = {'torch', 'networkx', 'matplotlib', 'tensorflow', 'jax'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert bf.__version__
