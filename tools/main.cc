@@ -49,6 +49,7 @@ int Main(int argc, char** argv) {
     return std::string("bluefog: ") + error.what() + "\nbluefog --help explains the options\n";
   });
   AddRun(app);
+  AddPerf(app);
   AddTopo(app);
   AddInfo(app);
 

@@ -1,0 +1,209 @@
+// `bluefog perf`: times one operation on this host beside its limit. Starts itself once per rank,
+// as `bluefog run` would, with a piece of shared memory for the ranks to meet in.
+#include "perf.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+
+#include "commands.h"
+#include "launcher.h"
+
+namespace bluefog::tools {
+namespace {
+
+constexpr Op kOps[] = {Op::kNeighborAllreduce, Op::kAllreduce, Op::kBroadcast, Op::kAllgather,
+                       Op::kBarrier};
+constexpr size_t kMaxSizes = 32;
+
+std::vector<std::string> Split(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+/// "64M" → 67108864; -1 if it is not a size.
+int64_t ParseSize(std::string_view text) {
+  int shift = 0;
+  if (!text.empty()) {
+    const size_t unit = std::string_view("KMGkmg").find(text.back());
+    if (unit != std::string_view::npos) shift = 10 * static_cast<int>(unit % 3 + 1);
+    if (shift > 0) text.remove_suffix(1);
+  }
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) return -1;
+  return value > (int64_t{16} << 30) >> shift ? -1 : value << shift;
+}
+
+Status Bad(const std::string& text) { return absl::InvalidArgumentError("perf: " + text); }
+
+StatusOr<int> Start(const PerfOptions& options) {
+  StatusOr<Config> config = Config::FromEnvironment();
+  if (!config.ok()) return config.status();
+  if (StatusOr<TopologySequence> topology = MakeTopology(options.topology, options.ranks);
+      !topology.ok()) {
+    return topology.status();
+  }
+  if (!options.json.empty() && !std::ofstream(options.json, std::ios::app)) {
+    return Bad("--json: cannot write " + options.json + "; name a file in a folder that exists");
+  }
+  const PerfArea area(options, config->chunk_bytes);
+  // Inherited by the ranks under the same number.
+  const int fd = memfd_create("bluefog-perf", 0);
+  if (fd < 0 || ftruncate(fd, area.bytes()) != 0) {
+    return absl::ResourceExhaustedError("perf: no shared memory of " +
+                                        std::to_string(area.bytes()) +
+                                        " bytes; use smaller --bytes");
+  }
+  LaunchOptions launch;
+  launch.ranks = options.ranks;
+  launch.tag = false;
+  launch.job_id = MakeJobId();
+  StatusOr<std::string> coordinator = ChooseCoordinator();
+  if (!coordinator.ok()) return coordinator.status();
+  launch.coordinator = *coordinator;
+  if (config->log_level == "info") launch.env.emplace_back("BLUEFOG_LOG_LEVEL", "warn");
+  launch.command = {"/proc/self/exe",
+                    "perf",
+                    options.op_name,
+                    "--np=" + std::to_string(options.ranks),
+                    "--bytes=" + options.bytes_text,
+                    "--buffers=" + options.buffers_text,
+                    "--dtype=" + options.dtype_name,
+                    "--topology=" + options.topology,
+                    "--iterations=" + std::to_string(options.iterations),
+                    "--rounds=" + std::to_string(options.rounds),
+                    "--area=" + std::to_string(fd)};
+  if (!options.json.empty()) launch.command.push_back("--json=" + options.json);
+  if (options.blocked) launch.command.push_back("--blocked");
+  return Launch(launch);
+}
+
+void RunPerf(PerfOptions& options) {
+  if (Status s = options.Parse(); !s.ok()) Fail(s);
+  if (options.area_fd >= 0) Exit(RunPerfRank(options));
+  const StatusOr<int> code = Start(options);
+  if (!code.ok()) Fail(code.status());
+  Exit(*code);
+}
+
+}  // namespace
+
+Status PerfOptions::Parse() {
+  std::string known;
+  bool found = false;
+  for (const Op candidate : kOps) {
+    known += std::string(known.empty() ? "" : ", ") + NameOf(candidate);
+    if (op_name != NameOf(candidate)) continue;
+    op = candidate;
+    found = true;
+  }
+  if (!found) return Bad("there is no operation '" + op_name + "'; it is one of " + known);
+  if (ranks < 1 || ranks > kMaxPerfRanks) {
+    return Bad("-np " + std::to_string(ranks) + ": takes 1 to " + std::to_string(kMaxPerfRanks) +
+               " ranks, all on this host");
+  }
+  if (iterations < 0 || rounds < 1) {
+    return Bad("--rounds must be at least 1 and --iterations at least 0 (chosen by size)");
+  }
+  if (dtype_name == "float32") {
+    dtype = DType::kFloat32;
+  } else if (dtype_name == "float64") {
+    dtype = DType::kFloat64;
+  } else {
+    return Bad("--dtype '" + dtype_name + "': use float32 or float64");
+  }
+  if (op == Op::kBarrier) {  // Has no tensors.
+    bytes = {0};
+    in_arena = {false};
+    return absl::OkStatus();
+  }
+  for (const std::string& text : Split(bytes_text)) {
+    const int64_t size = ParseSize(text);
+    if (size < 0) {
+      return Bad("--bytes '" + text +
+                 "': use numbers up to 16G with or without K, M, G, separated by "
+                 "commas, as in 4K,1M,64M");
+    }
+    if (size % SizeOf(dtype) != 0) {
+      return Bad("--bytes " + text + " is not a whole number of " + dtype_name +
+                 " elements; use a "
+                 "multiple of " +
+                 std::to_string(SizeOf(dtype)));
+    }
+    bytes.push_back(size);
+  }
+  for (const std::string& text : Split(buffers_text)) {
+    if (text != "arena" && text != "private") {
+      return Bad("--buffers '" + text + "': use arena, private or arena,private");
+    }
+    in_arena.push_back(text == "arena");
+  }
+  if (bytes.size() * in_arena.size() > kMaxSizes) {
+    return Bad("more than " + std::to_string(kMaxSizes) + " combinations of --bytes and --buffers");
+  }
+  return absl::OkStatus();
+}
+
+int PerfOptions::IterationsFor(int64_t size) const {
+  if (iterations > 0) return iterations;
+  return static_cast<int>(
+      std::clamp<int64_t>((int64_t{64} << 20) / std::max<int64_t>(size, 1), 3, 200));
+}
+
+int64_t PerfOptions::LargestBytes() const { return *std::max_element(bytes.begin(), bytes.end()); }
+
+void AddPerf(CLI::App& app) {
+  auto options = std::make_shared<PerfOptions>();
+  CLI::App* command = app.add_subcommand(
+      "perf", "Time an operation on this host, beside what the memory would allow");
+  command
+      ->add_option("operation", options->op_name,
+                   "neighbor_allreduce, allreduce, broadcast, allgather or barrier")
+      ->required();
+  command->add_option("-n,--np", options->ranks, "Number of ranks")
+      ->type_name("RANKS")
+      ->capture_default_str();
+  command->add_option("--bytes", options->bytes_text, "Tensor sizes, binary units")
+      ->type_name("SIZE,…")
+      ->capture_default_str();
+  command
+      ->add_option("--buffers", options->buffers_text,
+                   "Where inputs lie: arena (peers read them in place) or private (staged)")
+      ->type_name("PLACE,…")
+      ->capture_default_str();
+  command->add_option("--dtype", options->dtype_name, "float32 or float64")
+      ->type_name("NAME")
+      ->capture_default_str();
+  command
+      ->add_option("--topology", options->topology,
+                   "Of neighbor_allreduce; bluefog topo --list names them")
+      ->type_name("NAME")
+      ->capture_default_str();
+  command->add_option("--iterations", options->iterations, "Per round; 0: more for small sizes")
+      ->type_name("COUNT")
+      ->capture_default_str();
+  command
+      ->add_option("--rounds", options->rounds,
+                   "Of the operation and its limit in turn, for the ratio")
+      ->type_name("COUNT")
+      ->capture_default_str();
+  command->add_flag("--blocked", options->blocked,
+                    "Every wait blocks at once, as when the cores have other work");
+  command->add_option("--json", options->json, "Write the rows to this file")->type_name("FILE");
+  command->add_option("--area", options->area_fd)->group("");
+  command->callback([options] { RunPerf(*options); });
+}
+
+}  // namespace bluefog::tools

@@ -1,0 +1,114 @@
+// What the parts of `bluefog perf` share: the options, which every rank process parses again, and
+// the memory that all rank processes map. perf.cc starts the ranks, perf_rank.cc measures and
+// reports, perf_bare.cc holds the limits that the engine is compared with.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <bluefog/communicator.h>
+
+namespace bluefog::tools {
+
+inline constexpr int kMaxPerfRanks = 128;
+
+struct PerfOptions {
+  std::string op_name, bytes_text = "4K,1M,64M", buffers_text = "arena,private";
+  std::string dtype_name = "float32", topology = "ring", json;
+  int ranks = 2;
+  int iterations = 0;  ///< Per round; 0: by size.
+  int rounds = 9;
+  bool blocked = false;
+  int area_fd = -1;  ///< Not -1: this process is a rank.
+
+  // From the texts, by Parse.
+  Op op = Op::kNeighborAllreduce;
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> bytes;
+  std::vector<bool> in_arena;
+  Status Parse();
+  int IterationsFor(int64_t size) const;
+  int64_t LargestBytes() const;
+};
+
+/// A word that other processes wait for. Counts up; wraps.
+struct alignas(64) SharedWord {
+  std::atomic<uint32_t> value;
+};
+
+/// The memory all ranks map: words to meet at, times, and room for the bare exchanges. The same
+/// layout on every rank, from the options alone; zeroed at the start. Pages that nobody touches
+/// cost nothing.
+class PerfArea {
+ public:
+  /// Times of one series of one rank: ours and bare.
+  static constexpr int kSeries = 2;
+
+  PerfArea(const PerfOptions& options, int64_t chunk_bytes);
+  int64_t bytes() const { return total_; }
+  Status Map(int fd);
+
+  /// Waits until `word` has reached `target`: by spinning and yielding, or (--blocked) asleep.
+  void WaitFor(const SharedWord& word, uint32_t target) const;
+  void Set(SharedWord& word, uint32_t value) const;
+  /// Returns when all ranks have called it equally often.
+  void Barrier();
+
+  SharedWord& published(int rank) const { return Words(0)[rank]; }
+  SharedWord& reduced(int rank) const { return Words(1)[rank]; }
+  /// What `reader` no longer needs of `source`.
+  SharedWord& consumed(int reader, int source) const { return Words(3)[reader * ranks_ + source]; }
+  /// Nanoseconds by iteration of one case.
+  std::span<int64_t> times(int rank, int series) const;
+  /// CPU time of a rank by case.
+  std::span<int64_t> cpu(int rank) const;
+  /// `data(rank, 0)`: its tensor; `data(rank, 1)`: its staging memory.
+  std::byte* data(int rank, int which) const {
+    return base_ + data_offset_ + (int64_t{rank} * 2 + which) * data_bytes_;
+  }
+
+ private:
+  SharedWord* Words(int row) const {
+    return reinterpret_cast<SharedWord*>(base_) + int64_t{row} * kMaxPerfRanks;
+  }
+
+  const int ranks_;
+  const bool blocked_, crowded_;
+  int64_t samples_, times_offset_, data_offset_, data_bytes_, total_;
+  std::byte* base_ = nullptr;
+  uint32_t generation_ = 0;
+};
+
+/// The same exchange without an engine: the limit. Driven by every rank at the same time.
+class BareExchange {
+ public:
+  BareExchange(const PerfOptions& options, const Config& config, PerfArea* area, int rank);
+
+  /// One exchange over `count` elements. `in` is this rank's tensor: area->data(rank, 0) with
+  /// `in_arena`, private memory without. InvalidArgument where the kernels do not know the type.
+  Status Run(const Neighborhood& neighborhood, bool in_arena, const std::byte* in, std::byte* out,
+             int64_t count);
+
+ private:
+  Status Pipelined(const Neighborhood& neighborhood, bool in_arena, const std::byte* in,
+                   std::byte* out, int64_t count);
+  Status Reduced(bool in_arena, const std::byte* in, std::byte* out, int64_t count);
+  void Meet();
+
+  const Op op_;
+  const DType dtype_;
+  const int rank_, size_;
+  const int64_t element_bytes_, chunk_, eager_bytes_;
+  PerfArea* const area_;
+  uint32_t base_ = 0;     ///< Of all published counters.
+  uint32_t reduced_ = 0;  ///< Of all reduced counters.
+};
+
+/// The body of a rank process; returns its exit code. Rank 0 prints the table and writes the JSON.
+int RunPerfRank(const PerfOptions& options);
+
+}  // namespace bluefog::tools
