@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/component.h"
+#include "base/failpoint.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "control/control_abi.h"
@@ -63,6 +64,10 @@ class ComponentMembership final : public Membership {
                       .interrupted = Interrupted};
     std::vector<char> text(64 << 10);
     bluefog_control_error error = {0, text.data(), static_cast<int64_t>(text.size())};
+    if (FailpointHit("control.join")) {
+      return absl::InternalError("rank " + std::to_string(place.rank) + ": failpoint control.join");
+    }
+    rank_ = place.rank;
     control_ = api_->join(&options, &error);
     if (control_ == nullptr) {
       return Status(static_cast<absl::StatusCode>(error.code),
@@ -101,6 +106,11 @@ class ComponentMembership final : public Membership {
     if (Self(user).events_.rank_left) Self(user).events_.rank_left(rank);
   }
   static int64_t Progress(void* user) {
+    if (FailpointHit("control.heartbeat")) {
+      const int rank = Self(user).rank_;
+      RankFailed(user, rank,
+                 ("rank " + std::to_string(rank) + ": failpoint control.heartbeat").c_str());
+    }
     return Self(user).events_.progress ? Self(user).events_.progress() : 0;
   }
   static void Notice(void*, const char* text) { BLUEFOG_LOG(kWarning) << text; }
@@ -111,6 +121,7 @@ class ComponentMembership final : public Membership {
   const bluefog_control_api* const api_;
   const MembershipEvents events_;
   const pid_t pid_;
+  int rank_ = -1;
   bluefog_control* control_ = nullptr;
   std::vector<std::string> addresses_;
 };

@@ -1,0 +1,236 @@
+// Ranks that disagree, do not come, leave too early or cannot start: what each of them is told.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "base/clock.h"
+#include "ranks.h"
+
+namespace bluefog::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+
+constexpr size_t kSmall = 100, kLarge = 500'000;
+
+std::string Text(const Outcome& outcome) { return std::string(outcome.status.message()); }
+
+TEST(Waiting, EndsWithTheTimeoutAndGoesOn) {
+  for (const size_t count : {kSmall, kLarge}) {
+    const Gate late;
+    Job job(2);
+    const auto ranks = job.Run([&](Rank& me) -> Status {
+      auto comm = JoinRing(me);
+      if (!comm.ok()) return comm.status();
+      std::vector<float> x(count, static_cast<float>(me.rank));
+      if (me.rank == 1) {
+        late.Pass();
+        return Average(**comm, "x", x);
+      }
+      auto work = SubmitAverage(**comm, "x", x);
+      if (!work.ok()) return work.status();
+      const int64_t begin = NowNs();
+      const Status first = (*work)->Wait(milliseconds(50));
+      const int64_t took_ms = (NowNs() - begin) / 1'000'000;
+      late.Open();
+      if (!absl::IsDeadlineExceeded(first) || took_ms < 49 || took_ms > 200) {
+        return absl::InternalError(first.ToString() + " after " + std::to_string(took_ms) + " ms");
+      }
+      if (Status s = (*work)->Wait(); !s.ok()) return s;
+      const float mean = static_cast<const float*>((*work)->output().data)[count - 1];
+      return mean == 0.5f ? absl::OkStatus() : absl::InternalError(std::to_string(mean));
+    });
+    for (const Outcome& rank : ranks) EXPECT_TRUE(rank.status.ok()) << rank;
+  }
+}
+
+TEST(Waiting, ARankThatDoesNotComeIsNamed) {
+  for (const size_t count : {kSmall, kLarge}) {
+    const Gate late;
+    Job job(2, [](int, Config& config) {
+      config.stall_report_ms = 100;
+      config.op_timeout_ms = 400;
+    });
+    const auto ranks = job.Run([&](Rank& me) -> Status {
+      auto comm = JoinRing(me);
+      if (!comm.ok()) return comm.status();
+      std::vector<float> x(count);
+      if (me.rank == 1) late.Pass();
+      const Status status = Average(**comm, "lonely", x);
+      if (me.rank == 0) late.Open();
+      // The communicator lives on.
+      if (Status s = Average(**comm, "next", x); !s.ok()) return absl::DataLossError(s.ToString());
+      return status;
+    });
+    for (const Outcome& rank : ranks) {
+      EXPECT_TRUE(absl::IsDeadlineExceeded(rank.status)) << rank;
+      EXPECT_THAT(Text(rank), AllOf(HasSubstr("'lonely'"), HasSubstr("rank 0 waited"),
+                                    HasSubstr("for rank 1"), HasSubstr("BLUEFOG_OP_TIMEOUT_MS")));
+    }
+    EXPECT_THAT(ranks[0].log,
+                AllOf(HasSubstr("stall: neighbor_allreduce 'lonely'"), HasSubstr("for rank 1")));
+  }
+}
+
+struct Difference {
+  std::string name, value0, value1;
+  std::function<void(int rank, OpSpec&)> spec;
+};
+
+class Disagreement : public ::testing::TestWithParam<Difference> {};
+
+TEST_P(Disagreement, NamesBothRanksAndBothValues) {
+  for (const size_t count : {kSmall, kLarge}) {
+    Job job(2);
+    const auto ranks = job.Run([&](Rank& me) -> Status {
+      auto comm = JoinRing(me);
+      if (!comm.ok()) return comm.status();
+      std::vector<double> x(count + 1);
+      OpSpec spec;
+      spec.name = "w";
+      spec.input = TensorView::Of(x.data(), static_cast<int64_t>(count));
+      GetParam().spec(me.rank, spec);
+      auto work = (*comm)->Submit(spec);
+      const Status status = work.ok() ? (*work)->Wait() : work.status();
+      std::vector<float> y(count);
+      if (Status s = Average(**comm, "next", y); !s.ok()) return absl::DataLossError(s.ToString());
+      return status;
+    });
+    for (const Outcome& rank : ranks) {
+      EXPECT_TRUE(absl::IsInvalidArgument(rank.status)) << rank;
+      EXPECT_THAT(Text(rank), AllOf(HasSubstr("'w'"), HasSubstr("rank 0"), HasSubstr("rank 1"),
+                                    HasSubstr(GetParam().value0), HasSubstr(GetParam().value1)));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, Disagreement,
+    ::testing::Values(Difference{"Shape", "float64[1", "float64[2, ",
+                                 [](int rank, OpSpec& spec) {
+                                   if (rank == 0) {
+                                     spec.input =
+                                         TensorView::Of(static_cast<double*>(spec.input.data), 100);
+                                   } else {
+                                     TensorView& t = spec.input;
+                                     t.ndim = 2;
+                                     t.shape = {2, t.count / 2};
+                                     t.strides = {t.count / 2, 1};
+                                   }
+                                 }},
+                      Difference{"Dtype", "float64[", "float32[",
+                                 [](int rank, OpSpec& spec) {
+                                   if (rank == 1) {
+                                     spec.input = TensorView::Of(
+                                         static_cast<float*>(spec.input.data), spec.input.count);
+                                   }
+                                 }},
+                      Difference{"Operation", "neighbor_allreduce", "allgather",
+                                 [](int rank, OpSpec& spec) {
+                                   if (rank == 1) spec.op = Op::kAllgather;
+                                 }},
+                      Difference{"MeanOrSum", "average", "sum",
+                                 [](int rank, OpSpec& spec) {
+                                   spec.op = Op::kAllreduce;
+                                   spec.average = rank == 0;
+                                 }},
+                      Difference{"Root", "root", "root",
+                                 [](int rank, OpSpec& spec) {
+                                   spec.op = Op::kBroadcast;
+                                   spec.root = rank;
+                                 }}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(Leaving, WithAnOperationOfTheNeighbourOutstanding) {
+  for (const int leaver : {0, 1}) {
+    for (const size_t count : {kSmall, kLarge}) {
+      const Gate submitted;
+      Job job(2);
+      const auto ranks = job.Run([&](Rank& me) -> Status {
+        auto comm = JoinRing(me);
+        if (!comm.ok()) return comm.status();
+        std::vector<float> x(count);
+        if (Status s = Average(**comm, "both", x); !s.ok())
+          return absl::DataLossError(s.ToString());
+        if (me.rank == leaver) {
+          submitted.Pass();
+          return absl::OkStatus();
+        }
+        auto work = SubmitAverage(**comm, "alone", x);
+        submitted.Open();
+        return work.ok() ? (*work)->Wait() : work.status();
+      });
+      EXPECT_TRUE(ranks[leaver].status.ok()) << ranks[leaver];
+      EXPECT_EQ(ranks[leaver].exit_code, 0) << ranks[leaver];
+      const Outcome& left = ranks[1 - leaver];
+      EXPECT_TRUE(absl::IsUnavailable(left.status)) << left;
+      EXPECT_THAT(Text(left), HasSubstr("rank " + std::to_string(leaver) + " has left"));
+    }
+  }
+}
+
+TEST(Starting, PortTaken) {
+  Job job(2, [](int, Config& config) { config.join_timeout_ms = 1'000; });
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(job.port()));
+  ASSERT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(listen(fd, 8), 0);
+  const auto ranks = job.Run([](Rank& me) { return JoinRing(me).status(); });
+  close(fd);
+  for (const Outcome& rank : ranks) {
+    EXPECT_FALSE(rank.status.ok());
+    EXPECT_EQ(rank.exit_code, 0) << rank;
+    EXPECT_THAT(Text(rank), HasSubstr("127.0.0.1:" + std::to_string(job.port()))) << rank;
+  }
+  EXPECT_THAT(Text(ranks[0]), AnyOf(HasSubstr("in use"), HasSubstr("taken"))) << ranks[0];
+}
+
+// What a data loader's worker is: a copy of a rank that must not take part.
+TEST(Forking, TheChildIsRefusedAndItsExitDoesNothing) {
+  Job job(2);
+  const auto ranks = job.Run([](Rank& me) -> Status {
+    static std::unique_ptr<Communicator> comm;  // Its destructor runs when the child exits.
+    auto made = JoinRing(me);
+    if (!made.ok()) return made.status();
+    comm = *std::move(made);
+    std::vector<float> x(kLarge), y(kLarge);
+    if (Status s = Average(*comm, "before", x); !s.ok()) return s;
+    auto pending = SubmitAverage(*comm, "across", y);
+    if (!pending.ok()) return pending.status();
+    const pid_t child = fork();
+    if (child == 0) {
+      auto work = SubmitAverage(*comm, "child", x);
+      if (!absl::IsFailedPrecondition(work.status())) std::exit(1);
+      if (work.status().message().find("forked") == std::string::npos) std::exit(2);
+      // What was under way at the fork may have ended just before it.
+      const Status waited = (*pending)->Wait();
+      if (!waited.ok() && !absl::IsFailedPrecondition(waited)) std::exit(3);
+      std::exit(0);
+    }
+    int wait_status = 0;
+    waitpid(child, &wait_status, 0);
+    if (wait_status != 0) {
+      return absl::InternalError("the child ended with " + std::to_string(wait_status));
+    }
+    if (Status s = (*pending)->Wait(); !s.ok()) return s;
+    return Average(*comm, "after", x);
+  });
+  for (const Outcome& rank : ranks) {
+    EXPECT_TRUE(rank.status.ok()) << rank;
+    EXPECT_EQ(rank.exit_code, 0) << rank;
+  }
+}
+
+}  // namespace
+}  // namespace bluefog::testing
