@@ -33,27 +33,27 @@ std::string Seconds(int64_t ns) {
 
 }  // namespace
 
-// One rank's stream. Its fields belong to the server's lock; gRPC allows one write at a time, so
-// messages queue here.
+// One rank's stream. gRPC allows one write at a time, so messages queue here. Send and End are
+// called with the server's lock held, which keeps the stream from being done meanwhile.
 class Server::Stream final : public grpc::ServerBidiReactor<v1::FromRank, v1::ToRank> {
  public:
   explicit Stream(Server& server) : server_(server) { StartRead(&in_); }
 
-  void Send(std::shared_ptr<const v1::ToRank> message) REQUIRES(server_.mu_) {
+  void Send(std::shared_ptr<const v1::ToRank> message) EXCLUDES(mu_) {
+    MutexLock lock(mu_);
     if (end_) return;
     if (!message->has_pulse()) {
-      ++server_.messages_;
+      server_.messages_.fetch_add(1, std::memory_order_relaxed);
     } else if (!queue_.empty()) {
       return;  // A reader that does not keep up needs no second sign of life.
     }
     queue_.push_back(std::move(message));
     Pump();
   }
-  void Send(v1::ToRank message) REQUIRES(server_.mu_) {
-    Send(std::make_shared<const v1::ToRank>(std::move(message)));
-  }
+  void Send(v1::ToRank message) { Send(std::make_shared<const v1::ToRank>(std::move(message))); }
   /// Ends the stream with `status` behind what is queued. The first call counts.
-  void End(grpc::Status status) REQUIRES(server_.mu_) {
+  void End(grpc::Status status) EXCLUDES(mu_) {
+    MutexLock lock(mu_);
     if (end_) return;
     end_ = std::move(status);
     Pump();
@@ -65,7 +65,7 @@ class Server::Stream final : public grpc::ServerBidiReactor<v1::FromRank, v1::To
     StartRead(&in_);
   }
   void OnWriteDone(bool ok) override {
-    MutexLock lock(server_.mu_);
+    MutexLock lock(mu_);
     writing_ = false;
     queue_.pop_front();
     if (!ok) queue_.clear();
@@ -76,11 +76,10 @@ class Server::Stream final : public grpc::ServerBidiReactor<v1::FromRank, v1::To
     delete this;
   }
 
-  int rank GUARDED_BY(server_.mu_) = -1;  // Not before Join.
   const int64_t opened_ns = NowNs();
 
  private:
-  void Pump() REQUIRES(server_.mu_) {
+  void Pump() REQUIRES(mu_) {
     if (writing_ || finished_) return;
     if (!queue_.empty()) {
       writing_ = true;
@@ -93,10 +92,11 @@ class Server::Stream final : public grpc::ServerBidiReactor<v1::FromRank, v1::To
 
   Server& server_;
   v1::FromRank in_;
-  std::deque<std::shared_ptr<const v1::ToRank>> queue_ GUARDED_BY(server_.mu_);
-  bool writing_ GUARDED_BY(server_.mu_) = false;
-  bool finished_ GUARDED_BY(server_.mu_) = false;
-  std::optional<grpc::Status> end_ GUARDED_BY(server_.mu_);
+  Mutex mu_;
+  std::deque<std::shared_ptr<const v1::ToRank>> queue_ GUARDED_BY(mu_);
+  bool writing_ GUARDED_BY(mu_) = false;
+  bool finished_ GUARDED_BY(mu_) = false;
+  std::optional<grpc::Status> end_ GUARDED_BY(mu_);
 };
 
 StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
@@ -144,10 +144,10 @@ void Server::Stop(bool orderly) {
   if (server_ == nullptr) return;
   {
     MutexLock lock(mu_);
-    for (Stream* stream : streams_) {
+    for (const auto& [stream, rank] : streams_) {
       if (!complete_) {
         stream->End({grpc::StatusCode::ABORTED, "rank 0 gave up while the ranks were joining"});
-      } else if (orderly && stream->rank >= 0) {
+      } else if (orderly && rank >= 0) {
         // The rank ends the stream from its side, so that no message of its own can still be on the
         // way and turn the end into a reset.
         v1::ToRank message;
@@ -164,25 +164,21 @@ void Server::Stop(bool orderly) {
   while (!streams_.empty()) changed_.Wait(mu_);
 }
 
-int64_t Server::messages() const {
-  MutexLock lock(mu_);
-  return messages_;
-}
-
 grpc::ServerBidiReactor<v1::FromRank, v1::ToRank>* Server::Session(grpc::CallbackServerContext*) {
   auto* stream = new Stream(*this);
   MutexLock lock(mu_);
-  streams_.insert(stream);
+  streams_.emplace(stream, -1);
   return stream;
 }
 
 void Server::OnMessage(Stream& stream, v1::FromRank& message) {
   MutexLock lock(mu_);
-  if (stream.rank < 0) {
+  const int rank = streams_.at(&stream);
+  if (rank < 0) {
     if (message.has_join()) return OnJoin(stream, *message.mutable_join());
     return stream.End({grpc::StatusCode::INVALID_ARGUMENT, "a rank must join first"});
   }
-  Member& member = members_[static_cast<size_t>(stream.rank)];
+  Member& member = members_[static_cast<size_t>(rank)];
   if (member.state != State::kJoined) return;  // Fenced: the job has gone on without it.
   member.seen_ns = NowNs();
   member.suspect = false;
@@ -193,35 +189,34 @@ void Server::OnMessage(Stream& stream, v1::FromRank& message) {
   } else if (message.has_report_failure()) {
     const v1::ReportFailure& report = message.report_failure();
     if (report.rank() < 0 || report.rank() >= options_.size) return;
-    Fail(report.rank(),
-         report.text().substr(0, kMaxTextBytes) + " (seen by " + Rank(stream.rank) + ")");
+    Fail(report.rank(), report.text().substr(0, kMaxTextBytes) + " (seen by " + Rank(rank) + ")");
   } else if (message.has_leave()) {
     member.state = State::kLeft;
     if (!complete_) {
-      Condemn(
-          {grpc::StatusCode::ABORTED, Rank(stream.rank) + " gave up while the ranks were joining"});
+      Condemn({grpc::StatusCode::ABORTED, Rank(rank) + " gave up while the ranks were joining"});
     }
     v1::ToRank left;
-    left.mutable_rank_left()->set_rank(stream.rank);
-    Broadcast(left, stream.rank);
+    left.mutable_rank_left()->set_rank(rank);
+    Broadcast(left, rank);
     stream.End(grpc::Status::OK);
   }
 }
 
 void Server::OnEnd(Stream& stream) {
   MutexLock lock(mu_);
-  if (stream.rank >= 0 && !closing_) {
-    Fail(stream.rank,
-         Rank(stream.rank) +
-             " ended without leaving the job (its connection to the control plane closed)");
+  if (const int rank = streams_.at(&stream); rank >= 0 && !closing_) {
+    Fail(rank, Rank(rank) +
+                   " ended without leaving the job (its connection to the control plane closed)");
   }
   stream.End(grpc::Status::OK);
 }
 
 void Server::OnDone(Stream* stream) {
   MutexLock lock(mu_);
+  if (const int rank = streams_.at(stream); rank >= 0) {
+    members_[static_cast<size_t>(rank)].stream = nullptr;
+  }
   streams_.erase(stream);
-  if (stream->rank >= 0) members_[static_cast<size_t>(stream->rank)].stream = nullptr;
   changed_.NotifyAll();
 }
 
@@ -277,7 +272,7 @@ void Server::OnJoin(Stream& stream, v1::Join& join) {
     if (all && !complete_) Condemn(status);
     return stream.End(status);
   }
-  stream.rank = join.rank();
+  streams_[&stream] = join.rank();
   Member& member = members_[static_cast<size_t>(join.rank())];
   member.state = State::kJoined;
   member.stream = &stream;
@@ -325,8 +320,8 @@ void Server::Fail(int rank, const std::string& text) {
 
 void Server::Condemn(const grpc::Status& status) {
   if (!verdict_) verdict_ = status;
-  for (Stream* stream : streams_) {
-    if (stream->rank >= 0) stream->End(*verdict_);
+  for (const auto& [stream, rank] : streams_) {
+    if (rank >= 0) stream->End(*verdict_);
   }
 }
 
@@ -390,8 +385,8 @@ std::vector<std::string> Server::CheckTime(int64_t now_ns) {
                    std::to_string(member.join.timeout_ms()) + ")"});
     }
   }
-  for (Stream* stream : streams_) {
-    if (stream->rank < 0 && now_ns - stream->opened_ns > kMaxSilentOpenNs) {
+  for (const auto& [stream, rank] : streams_) {
+    if (rank < 0 && now_ns - stream->opened_ns > kMaxSilentOpenNs) {
       stream->End({grpc::StatusCode::DEADLINE_EXCEEDED, "no join"});
     }
   }

@@ -5,11 +5,12 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,7 +39,7 @@ class Server final : private v1::Control::CallbackService {
   /// second.
   void Close();
   /// Messages sent so far, without answers to heartbeats.
-  int64_t messages() const EXCLUDES(mu_);
+  int64_t messages() const { return messages_.load(std::memory_order_relaxed); }
 
  private:
   class Stream;
@@ -81,15 +82,16 @@ class Server final : private v1::Control::CallbackService {
   std::unique_ptr<grpc::Server> server_;
   std::thread watcher_;
 
-  mutable Mutex mu_;
+  Mutex mu_;  // Taken before a stream's own.
   CondVar changed_;
-  std::set<Stream*> streams_ GUARDED_BY(mu_);
+  std::map<Stream*, int> streams_ GUARDED_BY(mu_);  // With its rank; -1 before Join.
   std::vector<Member> members_ GUARDED_BY(mu_);
   bool complete_ GUARDED_BY(mu_) = false;  // All ranks have joined.
   bool closing_ GUARDED_BY(mu_) = false;
   std::optional<grpc::Status> verdict_ GUARDED_BY(mu_);
   int64_t checked_ns_ GUARDED_BY(mu_) = 0;
-  int64_t messages_ GUARDED_BY(mu_) = 0;
+
+  std::atomic<int64_t> messages_{0};
 };
 
 }  // namespace bluefog::control
