@@ -10,10 +10,12 @@ tracked() { git ls-files -z -- "$@" | while IFS= read -r -d '' f; do [ -f "$f" ]
 cpp() { tracked '*.h' '*.cc' '*.cu'; }
 
 case "${1:-}" in
-  format) cpp | xargs -0 -r clang-format-14 --dry-run --Werror ;;
+  format)
+    bad=$(cpp | xargs -0 -r clang-format-14 --dry-run --Werror 2>&1 | sed -n 's/:.*error:.*//p' | sort -u)
+    [ -z "$bad" ] || { printf 'not as clang-format writes it: %s\n' $bad; echo 'mend with ci/check_style.sh fix'; exit 1; } ;;
   python)
     rc=0
-    tracked '*.py' '*.pyi' | xargs -0 -r $ruff check --quiet || rc=1
+    tracked '*.py' '*.pyi' | xargs -0 -r $ruff check --quiet --output-format concise || rc=1
     tracked '*.py' '*.pyi' | xargs -0 -r $ruff format --check --quiet --diff || rc=1
     exit $rc ;;
   tidy)

@@ -4,6 +4,9 @@
 # takes seconds and needs no network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+mkdir -p build
+exec 9>build/setup.lock
+flock 9  # One at a time.
 say() { printf 'setup: %s\n' "$*"; }
 
 # 1. Debian packages.
@@ -37,7 +40,7 @@ fi
 # 3. The project. What counts as changed: every file that git knows or would add, below the folders that
 # go into the wheel. Its build folder, build/wheel, stays, so that only what changed is compiled.
 want=$(git ls-files -z -co --exclude-standard -- CMakeLists.txt pyproject.toml VERSION README.md LICENSE \
-         bluefog_core plugins bindings proto tools cmake |
+         bluefog_core plugins bindings proto tools cmake ':!*_test.cc' |
        while IFS= read -r -d '' f; do [ -f "$f" ] && sha256sum "$f"; done | sha256sum)
 if ready .venv/bluefog.stamp "$want"; then
   say "bluefog in .venv: up to date"
