@@ -6,7 +6,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 ruff=.venv/bin/ruff
 # tracked GLOB…: NUL-separated, without files that were deleted but not committed.
-tracked() { git ls-files -z -- "$@" | while IFS= read -r -d '' f; do [ -f "$f" ] && printf '%s\0' "$f"; done; }
+tracked() {
+  git ls-files -z -- "$@" | while IFS= read -r -d '' f; do if [ -f "$f" ]; then printf '%s\0' "$f"; fi; done
+}
 cpp() { tracked '*.h' '*.cc' '*.cu'; }
 
 case "${1:-}" in

@@ -41,7 +41,7 @@ fi
 # go into the wheel. Its build folder, build/wheel, stays, so that only what changed is compiled.
 want=$(git ls-files -z -co --exclude-standard -- CMakeLists.txt pyproject.toml VERSION README.md LICENSE \
          bluefog_core plugins bindings proto tools cmake ':!*_test.cc' |
-       while IFS= read -r -d '' f; do [ -f "$f" ] && sha256sum "$f"; done | sha256sum)
+       while IFS= read -r -d '' f; do if [ -f "$f" ]; then sha256sum "$f"; fi; done | sha256sum)
 if ready .venv/bluefog.stamp "$want"; then
   say "bluefog in .venv: up to date"
 else
