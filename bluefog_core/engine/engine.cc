@@ -19,6 +19,8 @@ namespace {
 
 constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
+/// Reserving is slow (60 ms for 64 MiB), and the first staged operation waits for it.
+constexpr int64_t kSegmentBytes = int64_t{8} << 20;
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);
 
@@ -46,7 +48,7 @@ Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
 Engine::Engine(const Config& config, const control::Place& place)
     : config_(config),
       place_(place),
-      arena_(transport::Arena::Create()),
+      arena_(transport::Arena::Create(kSegmentBytes)),
       outputs_(OutputPool::Create(int64_t{1} << 30)),
       planner_(config, place.rank, place.size),
       fork_generation_(ForkGeneration()),
