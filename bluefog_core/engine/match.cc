@@ -99,6 +99,13 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
       text << "rank " << rank_ << " and rank " << peer << " disagree on the plan of step " << op.step
            << " (exchange, round or topology). All ranks must use the same topology";
     }
+  } else if (op.op == Op::kBroadcast && header.op == op.op && header.value != op.value) {
+    text << "the root is " << op.value << " on rank " << rank_ << " and " << header.value
+         << " on rank " << peer;
+  } else if (op.op == Op::kAllreduce && header.op == op.op && header.value != op.value) {
+    const auto kind = [](double average) { return average != 0 ? "the average" : "the sum"; };
+    text << "rank " << rank_ << " asks for " << kind(op.value) << " and rank " << peer << " for "
+         << kind(header.value);
   } else {
     text << "rank " << rank_ << " has " << mine << ", rank " << peer << " has " << theirs
          << ". Shape, dtype, memory order and operation must be equal on all ranks under one name";

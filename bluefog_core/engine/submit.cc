@@ -207,11 +207,8 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.dtype = spec.input.dtype;
   s.element_bytes = SizeOf(spec.input.dtype);
   // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must not.
-  s.plan_hash = StableHash()
-                    .Add(spec.op)
-                    .Add(spec.op == Op::kBroadcast ? spec.root : 0)
-                    .Add(spec.op == Op::kAllreduce && spec.average)
-                    .value();
+  s.value = spec.op == Op::kBroadcast ? spec.root : spec.op == Op::kAllreduce && spec.average;
+  s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
   s.description_hash = StableHash().Add(s.plan_hash).Add(spec.input.LayoutHash()).value();
   s.in[0] = static_cast<std::byte*>(spec.input.data);
   auto work = std::make_shared<WorkImpl>(this, spec.name);
@@ -264,7 +261,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   // A small operation leaves at once, on this thread; a large one is the background thread's.
   if (small && progress_mu_.TryLock()) {
     ProgressLocked();
-    LeaveProgress();
+    LeaveProgress(true);  // A wait follows, most likely.
   } else {
     KickIfNeeded();
   }
