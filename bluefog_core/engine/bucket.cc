@@ -86,7 +86,8 @@ void BucketStep::Abandon(Executor* executor, const Status& status) {
 }
 
 std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
-                                              std::span<const std::byte* const> mixed) {
+                                              std::span<const std::byte* const> mixed,
+                                              int slot) {
   const Traits& traits = shared_->plugin->traits();
   const int64_t es = SizeOf(bucket_->dtype);
   const auto at = [es](auto* base, int64_t offset) {
@@ -98,7 +99,7 @@ std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
   const auto& offsets = bucket_->offsets;
   auto i = static_cast<size_t>(std::upper_bound(offsets.begin(), offsets.end(), begin) -
                                offsets.begin() - 1);
-  const std::byte* payload = bucket_->payload[slot()].get();
+  const std::byte* payload = bucket_->payload[slot].get();
   for (int64_t done = 0; done < count; ++i) {
     const int64_t position = begin + done;
     Segment s;
@@ -130,17 +131,17 @@ std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
 void BucketStep::Produce(int64_t begin, int64_t count) {
   const int64_t es = SizeOf(bucket_->dtype);
   if (delayed_) {
-    // First the average of the step before, with the gradient that is there now.
+    // First the average of the step before and what was sent for it, with the gradient that is there now.
     const int before = (slot() + Bucket::kDepth - 1) % Bucket::kDepth;
     std::array<const std::byte*, kMaxPayloads> mixed{};
     for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {
       mixed[p] = bucket_->mixed[before].get() + (p * bucket_->count + begin) * es;
     }
     const Status status = shared_->plugin->Consume(
-        ctx_, Segments(begin, count, std::span<const std::byte* const>(mixed)));
+        ctx_, Segments(begin, count, std::span<const std::byte* const>(mixed), before));
     if (!status.ok()) shared_->Fail(status);
   }
-  const std::span<const Segment> segments = Segments(begin, count, {});
+  const std::span<const Segment> segments = Segments(begin, count, {}, slot());
   shared_->plugin->Produce(ctx_, segments);
   int64_t bad = 0;
   for (const Segment& s : segments) {
@@ -153,7 +154,7 @@ void BucketStep::Produce(int64_t begin, int64_t count) {
 
 void BucketStep::Measure(int ordinal, int64_t begin, int64_t count,
                          std::span<const std::byte* const> mixed) {
-  Segments(begin, count, mixed);
+  Segments(begin, count, mixed, slot());
   // Partials of their own for each measure step, so that the order of arrival does not matter.
   const auto shift = static_cast<std::ptrdiff_t>(static_cast<size_t>(ordinal) * totals_.size());
   for (Segment& s : segments_) s.measure = partials_.data() + shift + (s.measure - totals_.data());
@@ -166,7 +167,7 @@ Status BucketStep::Consume(int64_t begin, int64_t count,
     reduced_ = true;
     for (size_t i = 0; i < partials_.size(); ++i) totals_[i % totals_.size()] += partials_[i];
   }
-  return shared_->plugin->Consume(ctx_, Segments(begin, count, mixed));
+  return shared_->plugin->Consume(ctx_, Segments(begin, count, mixed, slot()));
 }
 
 void BucketStep::OnProduced() {

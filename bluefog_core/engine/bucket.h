@@ -90,8 +90,9 @@ class BucketStep final : public PluginHooks {
   std::string Describe() const override;
 
  private:
+  /// `slot`: of the payloads, this step's or the one's before.
   std::span<const Segment> Segments(int64_t begin, int64_t count,
-                                    std::span<const std::byte* const> mixed);
+                                    std::span<const std::byte* const> mixed, int slot);
   int slot() const { return static_cast<int>(ctx_.step % Bucket::kDepth); }
 
   OptimizerShared* const shared_;

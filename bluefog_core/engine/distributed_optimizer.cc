@@ -15,6 +15,9 @@
 namespace bluefog {
 namespace {
 
+/// How long the end of an optimizer waits for neighbours that have not reached its last step.
+constexpr int64_t kLingerNs = 10'000'000'000;
+
 class DistributedOptimizerImpl final : public DistributedOptimizer {
  public:
   DistributedOptimizerImpl(Engine* engine, DistributedOptimizerOptions options);
@@ -38,6 +41,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   bool early() const { return traits().payload_time == PayloadTime::kEarly; }
   bool delayed() const { return traits().consume == ConsumeTrigger::kNextGradient; }
   std::string Where(int param) const;
+  void AwaitQuiet();
   void MakeBuckets();
   Status AllocateSlots();
   Status AgreeOnParameters();
@@ -72,6 +76,8 @@ DistributedOptimizerImpl::DistributedOptimizerImpl(Engine* engine,
 
 DistributedOptimizerImpl::~DistributedOptimizerImpl() {
   if (!shared_.engine->CheckUsable("").ok()) return;  // Shut down: nothing is in flight. Or forked.
+  // The exchange of the last step is still the neighbours' business: theirs would fail with it.
+  if (delayed() && !in_step_) AwaitQuiet();
   if (shared_.in_flight.load() == 0) return;
   Completion done;
   shared_.quiet.Reset();
@@ -88,6 +94,16 @@ DistributedOptimizerImpl::~DistributedOptimizerImpl() {
   while (shared_.in_flight.load() > 0 && shared_.engine->CheckUsable("").ok()) {
     shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), "optimizer");
     if (shared_.in_flight.load() > 0) shared_.quiet.Reset();
+  }
+}
+
+void DistributedOptimizerImpl::AwaitQuiet() {
+  const int64_t deadline = NowNs() + kLingerNs;
+  while (NowNs() < deadline && shared_.engine->CheckUsable("").ok()) {
+    shared_.quiet.Reset();
+    if (shared_.in_flight.load() == 0) return;
+    if (options_.interrupted && options_.interrupted()) return;
+    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), "optimizer");
   }
 }
 
@@ -176,10 +192,22 @@ Status DistributedOptimizerImpl::AllocateSlots() {
       bytes_pinned_ += bytes;
     }
   }
-  shared_.zeros.resize(static_cast<size_t>(
-      traits().measure_scope == MeasureScope::kModel || shared_.plugin->codec() != nullptr
-          ? config.chunk_bytes
-          : std::max<int64_t>(config.tile_bytes, 64 * 8)));
+  int64_t longest = std::max<int64_t>(config.tile_bytes, 64 * 8);
+  if (const Codec* codec = shared_.plugin->codec(); codec != nullptr) {
+    // Whole messages are decoded and consumed at once, and encoded into one slot.
+    longest = std::max(longest, config.chunk_bytes);
+    for (const auto& bucket : buckets_) {
+      const int64_t n = std::min(bucket->count, config.chunk_bytes / SizeOf(bucket->dtype));
+      const int64_t bytes = codec->MaxBytes(bucket->dtype, n);
+      if (bytes > SlotBytes(config)) {
+        return absl::InvalidArgumentError(
+            "optimizer plugin '" + traits().name + "': its codec '" + codec->name() + "' makes up to " +
+            std::to_string(bytes) + " bytes of " + std::to_string(n) + " elements, a message holds " +
+            std::to_string(SlotBytes(config)));
+      }
+    }
+  }
+  shared_.zeros.resize(static_cast<size_t>(longest));
   return absl::OkStatus();
 }
 
@@ -598,12 +626,13 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
   for (auto& bucket : buckets_) {
     if (Status s = SubmitBucket(*bucket, step_, false); !s.ok()) {
       shared_.Fail(s);
-      return s;
+      return absl::OkStatus();
     }
   }
   has_early_ = true;
   shared_.engine->Wait(shared_.produced, std::chrono::nanoseconds::max(), traits().name);
-  return Failure();
+  // A failure now is the next step's, which may never come: a rank that has ended fails its neighbours'.
+  return absl::OkStatus();
 }
 
 Status DistributedOptimizerImpl::Step(std::span<const ParameterBinding> bindings,

@@ -21,6 +21,8 @@ constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
 /// Reserving is slow (60 ms for 64 MiB), and the first staged operation waits for it.
 constexpr int64_t kSegmentBytes = int64_t{8} << 20;
+/// After a caller has driven, its next wait is likely to come within this time; see PrepareSleep.
+constexpr int kLendMs = 2;
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);
 
@@ -305,8 +307,12 @@ bool Engine::ProgressLocked() {
 
 bool Engine::Arm() { return transport_ == nullptr || transport_->Arm(); }
 
-void Engine::LeaveProgress() {
-  const bool more = !Arm();
+void Engine::LeaveProgress(bool more_soon) {
+  bool more = false;
+  if (!more_soon || !lent_) {
+    lent_ = false;
+    more = !Arm();
+  }
   progress_mu_.Unlock();
   if (more && sleeping_.exchange(false)) Kick();
   KickIfNeeded();
@@ -322,25 +328,48 @@ void Engine::KickIfNeeded() {
   if ((inbox_filled_.load() || runnable_.load()) && sleeping_.exchange(false)) Kick();
 }
 
+// While callers drive, operation after operation, nobody needs the doorbell: every ring between two of
+// them would wake this thread only to take the lock and a core from the next. So it leaves the doorbell
+// disarmed and looks again after kLendMs; when nobody has driven in between, it arms as usual.
+Engine::Nap Engine::PrepareSleep() {
+  while (ProgressLocked() && !stop_.load()) {
+  }
+  sleeping_.store(true);
+  lent_ = drives_ != drives_seen_ && executor_.active_count() == 0;
+  drives_seen_ = drives_;
+  if (lent_) {
+    if (transport_ != nullptr) transport_->Disarm();
+    return {!inbox_filled_.load() && !stop_.load(), kLendMs};
+  }
+  Nap nap{!inbox_filled_.load() && Arm() && !stop_.load(), -1};
+  if (executor_.active_count() > 0) {
+    // A publish that met back-pressure is tried again when a release rings; time-outs need a clock.
+    nap.timeout_ms = static_cast<int>(
+        std::clamp<int64_t>((next_check_ns_ - NowNs()) / kMillisecond + 1, 1, 1000));
+  }
+  return nap;
+}
+
 void Engine::Loop() {
+  bool timed_out = false;
   while (!stop_.load()) {
-    int timeout_ms = -1;
-    bool sleep = false;
-    {
+    Nap nap;
+    if (!timed_out) {
       MutexLock lock(progress_mu_);
-      while (ProgressLocked() && !stop_.load()) {
-      }
+      nap = PrepareSleep();
+    } else if (progress_mu_.TryLock()) {
+      nap = PrepareSleep();
+      progress_mu_.Unlock();
+    } else {
+      // Somebody drives.
       sleeping_.store(true);
-      sleep = !inbox_filled_.load() && Arm() && !stop_.load();
-      if (executor_.active_count() > 0) {
-        // A publish that met back-pressure is tried again when a release rings; time-outs need a clock.
-        timeout_ms = static_cast<int>(
-            std::clamp<int64_t>((next_check_ns_ - NowNs()) / kMillisecond + 1, 1, 1000));
-      }
+      nap = {!inbox_filled_.load() && !stop_.load(), kLendMs};
     }
-    if (sleep) {
+    timed_out = false;
+    if (nap.sleep) {
       epoll_event events[4];
-      const int n = epoll_wait(epoll_fd_, events, 4, timeout_ms);
+      const int n = epoll_wait(epoll_fd_, events, 4, nap.timeout_ms);
+      timed_out = n == 0;
       for (int i = 0; i < n; ++i) {
         if (events[i].data.fd != kick_fd_) continue;
         uint64_t count;
@@ -359,6 +388,7 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
   bool give_up = false;
   while (!completion.done() && !give_up) {
     if (progress_mu_.TryLock()) {
+      ++drives_;
       if (transport_ != nullptr) transport_->Disarm();
       while (!completion.done()) {
         if (ProgressLocked()) {
@@ -380,7 +410,7 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
           break;
         }
       }
-      LeaveProgress();
+      LeaveProgress(completion.done() && executor_.active_count() == 0);
     } else {
       sched_yield();
       now = NowNs();

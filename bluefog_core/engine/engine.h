@@ -83,7 +83,15 @@ class Engine final : private transport::Receiver {
   bool Arm() REQUIRES(progress_mu_);
   void Drive(Completion& completion, std::chrono::steady_clock::time_point deadline);
   /// Arms the doorbell, gives up the lock, and wakes the background thread if something is left to do.
-  void LeaveProgress() RELEASE(progress_mu_);
+  /// `more_soon`: a caller will drive again or the background thread look, so the doorbell may stay as it
+  /// is while it is lent.
+  void LeaveProgress(bool more_soon) RELEASE(progress_mu_);
+  struct Nap {
+    bool sleep = false;
+    int timeout_ms = -1;
+  };
+  /// What the background thread does before it sleeps.
+  Nap PrepareSleep() REQUIRES(progress_mu_);
   /// After the lock was given up: is there something that nobody else would look at?
   void KickIfNeeded();
   void Kick();
@@ -127,6 +135,10 @@ class Engine final : private transport::Receiver {
   uint32_t polls_ GUARDED_BY(progress_mu_) = 0;
   int64_t next_check_ns_ GUARDED_BY(progress_mu_) = 0;
   std::vector<bool> peer_left_ GUARDED_BY(progress_mu_);
+  /// Times a caller drove, and how many of them the background thread knows of.
+  uint64_t drives_ GUARDED_BY(progress_mu_) = 0, drives_seen_ GUARDED_BY(progress_mu_) = 0;
+  /// The doorbell is not armed, and the background thread looks again within kLendMs.
+  bool lent_ GUARDED_BY(progress_mu_) = false;
 
   std::atomic<bool> runnable_{false};   ///< The executor has work that waits for the lock only.
   std::atomic<bool> failed_{false};

@@ -61,8 +61,7 @@ Executor::Executor(const Config& config, int rank, int size,
       trace_(trace),
       stats_(stats),
       match_(rank, size),
-      // A codec may need a little more than the elements themselves.
-      slots_(std::move(arena), config.chunk_bytes + 4096, config.slot_bytes),
+      slots_(std::move(arena), SlotBytes(config), config.slot_bytes),
       peers_(static_cast<size_t>(size), nullptr),
       peer_status_(static_cast<size_t>(size)),
       outbox_(static_cast<size_t>(size)) {}
@@ -92,11 +91,10 @@ void Executor::Start(Operation* op) {
   op->blocked.clear();
   op->publishes_open.clear();
   op->publishes.resize(static_cast<size_t>(plan.publishes));
-  for (Operation::Publish& p : op->publishes) p.prepared = false;
+  for (Operation::Publish& p : op->publishes) p.prepared = p.is_encoded = false;
   op->receives.resize(static_cast<size_t>(plan.receives));
   op->posted.assign(plan.destinations.size(), 0);
   op->inflight.clear();
-  op->encoded.clear();
   op->units_left = static_cast<int32_t>(plan.units.size());
   op->produces_left = plan.produces;
   op->consumes_left = plan.consumes;
@@ -523,9 +521,9 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
   p.slot = std::move(*slot);
   const int64_t begin_ns = trace_->on() ? NowNs() : 0;
   if (codec != nullptr) {
-    const int64_t coded = codec->Encode(op->dtype, step.range.count, source, p.slot.get());
-    p.payload = {p.slot.get(), static_cast<size_t>(coded)};
-    op->encoded.push_back({step.range.begin, {p.slot, coded}});
+    const std::span<const std::byte> coded = Encoded(op, step.range);
+    std::copy(coded.begin(), coded.end(), p.slot.get());
+    p.payload = {p.slot.get(), coded.size()};
   } else {
     std::memcpy(p.slot.get(), source, static_cast<size_t>(bytes));
     p.payload = {p.slot.get(), static_cast<size_t>(bytes)};
@@ -708,8 +706,6 @@ void Executor::Finish(Operation* op) {
   }
   ++(status.ok() ? stats_->ops_done : stats_->ops_failed);
   op->scratch_memory = nullptr;
-  for (auto& [begin, coded] : op->encoded) coded.first = nullptr;
-  op->encoded.clear();
   op->name->in_flight.store(false, std::memory_order_release);
   if (op->work != nullptr) {
     op->work->Complete(status);

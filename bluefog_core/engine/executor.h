@@ -24,6 +24,9 @@ namespace bluefog {
 using UserHandler =
     std::function<void(int peer, const WireHeader& header, std::span<const std::byte> payload)>;
 
+/// Of one slot: a codec may need a little more than the elements themselves.
+inline int64_t SlotBytes(const Config& config) { return config.chunk_bytes + 4096; }
+
 class Executor {
  public:
   Executor(const Config& config, int rank, int size, std::shared_ptr<transport::Arena> arena,
@@ -97,6 +100,7 @@ class Executor {
   Status ComputeGroup(Operation* op, const Plan::Unit& unit);
   Status CombineInto(Operation* op, const collective::Step& step, int64_t begin, int64_t count,
                      std::byte* out, bool streaming);
+  std::span<const std::byte> Encoded(Operation* op, const collective::Range& range);
   Status CombineCoded(Operation* op, const collective::Step& step, std::byte* out);
   std::byte* At(const Operation& op, const collective::Range& range, int64_t offset = 0) const;
   const std::byte* Read(const Operation& op, const collective::Source& source, int64_t offset) const;
@@ -129,6 +133,7 @@ class Executor {
   std::vector<kernels::Term> terms_;
   std::vector<std::vector<std::byte>> tiles_;
   std::vector<const std::byte*> mixed_;
+  std::vector<std::byte> coded_;
   bool in_run_ = false;
 };
 

@@ -90,16 +90,35 @@ Status Executor::CombineInto(Operation* op, const Step& step, int64_t begin, int
   return kernels::WeightedSum(op->dtype, count, out, terms_, streaming);
 }
 
+// Encoded once: a codec may be random, and the combine must take back exactly what was sent.
+std::span<const std::byte> Executor::Encoded(Operation* op, const Range& range) {
+  std::vector<std::byte>* bytes = &coded_;
+  for (const int32_t u : op->plan->publish_units) {
+    const Plan::Unit& unit = op->plan->units[u];
+    const Range& sent = op->plan->schedule.steps[unit.first].range;
+    if (sent.buffer != range.buffer || sent.begin != range.begin) continue;
+    Operation::Publish& publish = op->publishes[unit.ordinal];
+    if (publish.is_encoded) return publish.encoded;
+    publish.is_encoded = true;
+    bytes = &publish.encoded;
+    break;
+  }
+  const Codec& codec = *op->hooks->codec();
+  bytes->resize(static_cast<size_t>(codec.MaxBytes(op->dtype, range.count)));
+  bytes->resize(static_cast<size_t>(
+      codec.Encode(op->dtype, range.count, At(*op, range), bytes->data())));
+  return *bytes;
+}
+
 // x_i + sum of w_ij (Q(x_j) - Q(x_i)): keeps the mean over the ranks whatever Q is.
 Status Executor::CombineCoded(Operation* op, const Step& step, std::byte* out) {
   const Codec& codec = *op->hooks->codec();
+  Range mine = step.range;
+  mine.role = Role::kInput;
+  std::memcpy(out, At(*op, mine), static_cast<size_t>(mine.count * op->element_bytes));
   double given = 0.0;
   for (const Source& source : step.sources) {
-    if (source.receive < 0) {
-      std::memcpy(out, Read(*op, source, 0),
-                  static_cast<size_t>(step.range.count * op->element_bytes));
-      continue;
-    }
+    if (source.receive < 0) continue;
     const Operation::Receive& r =
         op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
     const double weight =
@@ -113,15 +132,7 @@ Status Executor::CombineCoded(Operation* op, const Step& step, std::byte* out) {
                                        std::string(status.message()));
     }
   }
-  for (auto it = op->encoded.begin(); it != op->encoded.end(); ++it) {
-    if (it->first != step.range.begin) continue;
-    Status status = codec.DecodeAdd(
-        op->dtype, step.range.count,
-        {it->second.first.get(), static_cast<size_t>(it->second.second)}, -given, out);
-    op->encoded.erase(it);
-    return status;
-  }
-  return absl::OkStatus();
+  return codec.DecodeAdd(op->dtype, step.range.count, Encoded(op, mine), -given, out);
 }
 
 Status Executor::ComputeGroup(Operation* op, const Plan::Unit& unit) {

@@ -124,6 +124,9 @@ struct Operation : Submission {
     std::span<const std::byte> payload;
     std::shared_ptr<std::byte> slot;
     std::vector<int32_t> unsent;  ///< Targets.
+    /// Codec: what is sent, kept because the own combine needs it too, before or after.
+    std::vector<std::byte> encoded;
+    bool is_encoded = false;
     int32_t unreleased = 0;
   };
   struct Receive {
@@ -150,7 +153,6 @@ struct Operation : Submission {
   std::vector<Receive> receives;
   std::vector<uint8_t> posted;  ///< By destination.
   std::vector<Inflight> inflight;
-  std::vector<std::pair<int64_t, std::pair<std::shared_ptr<std::byte>, int64_t>>> encoded;
   int32_t units_left = 0, produces_left = 0, consumes_left = 0;
   int64_t send_slots = 0, fetch_slots = 0, fetching = 0;
   std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.
