@@ -116,7 +116,10 @@ Status Client::JoinOver(int fd, int64_t deadline_ns, bool* again) {
     MutexLock lock(mu_);
     phase_ = Phase::kIdle;
   }
-  *again = !accepted && !interrupted && end.error_code() == grpc::StatusCode::UNAVAILABLE;
+  // A server that shuts down cancels a call that came too late for it; the next one is to come.
+  *again = !accepted && !interrupted &&
+           (end.error_code() == grpc::StatusCode::UNAVAILABLE ||
+            end.error_code() == grpc::StatusCode::CANCELLED);
   if (interrupted) return absl::CancelledError("interrupted while the ranks were joining");
   if (end.ok()) {
     return absl::DeadlineExceededError(options_.coordinator +
