@@ -109,7 +109,7 @@ def train(name, args, seed, train_set, test_set, progress) -> dict:
     order_of = torch.Generator().manual_seed(1000 * seed + bf.rank())
     seconds, curve = 0.0, []
     before = bf.stats()
-    for epoch in range(args.epochs):
+    for _ in range(args.epochs):
         order = torch.randperm(len(y), generator=order_of)
         begin = time.perf_counter()
         for step in range(steps):
