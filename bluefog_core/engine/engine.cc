@@ -112,8 +112,13 @@ control::MembershipEvents Engine::MembershipEvents() {
 }
 
 void Engine::RankLeft(int rank) NO_THREAD_SAFETY_ANALYSIS {
-  // What it sent before it left counts: the notice may overtake it.
-  while (transport_ != nullptr && transport_->Progress()) {
+  // What it sent before it left counts: the notice may overtake it. Armed, so that every turn looks at
+  // the sockets too: an answer to a connection may lie there, and releases wait for it.
+  if (transport_ != nullptr) {
+    do {
+      transport_->Arm();
+    } while (transport_->Progress());
+    transport_->Disarm();
   }
   executor_.FailPeer(
       rank, absl::UnavailableError("rank " + std::to_string(rank) + " has left the job"));
