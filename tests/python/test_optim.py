@@ -365,6 +365,8 @@ def test_autograd_sees_the_update():
     optimizer = make("DSGD", model)
     loss = loss_of(model, 0)
     loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        loss.backward(retain_graph=True)  # The parameters are the engine's already.
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace"):
         loss.backward()

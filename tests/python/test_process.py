@@ -104,15 +104,18 @@ except bf.BluefogError as error:
         assert all(line.startswith("UNAVAILABLE") and "rank 1" in line for line in lines), lines
 
 
-@pytest.mark.parametrize("where", ["wait", "step", "init"])
+@pytest.mark.parametrize("where", ["init", "wait", "make", "step"])
 def test_ctrl_c_answers_within_200_ms(where):
     """Rank 1 never takes part; rank 0 waits and is interrupted."""
-    setup = "import numpy as np, bluefog as bf"
+    setup, ready = "import numpy as np, bluefog as bf", ""
     wait = "bf.allreduce(np.ones(10))"
-    if where == "step":
+    if where in ("make", "step"):
         pytest.importorskip("torch")
         setup = "import torch, bluefog.torch as bf"
-        wait = "bf.optim.DSGD([torch.nn.Parameter(torch.ones(9))], lr=0.1, broadcast=False).step()"
+        ready = "optimizer = bf.optim.DSGD([torch.nn.Parameter(torch.ones(9))], lr=0.1)"
+        wait = "optimizer.step()"
+        if where == "make":
+            ready, wait = "", ready
     script = f"""
 import os, sys
 {setup}
@@ -121,6 +124,7 @@ if absent and {where!r} == "init":
     sys.exit(sys.stdin.read())
 if {where!r} != "init":
     bf.init()
+    {ready}
     bf.barrier()
     if absent:
         sys.exit(sys.stdin.read())
