@@ -384,15 +384,35 @@ void Executor::Arrived(Operation* op, int32_t u) {
   CompleteUnit(op, u);
 }
 
+// Nothing that was fetched is needed before it: were it to wait for a slot, it could wait for ever.
+bool Executor::NextToFetch(const Operation& op, int32_t unit) const {
+  const Plan& plan = *op.plan;
+  for (const Plan::Inbound& in : plan.inbound) {
+    for (const int32_t u : in.receives) {
+      if (u >= 0 && op.receives[plan.units[u].ordinal].fetched != nullptr &&
+          plan.FirstUser(u) < plan.FirstUser(unit)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 void Executor::TryFetch(Operation* op) {
-  // Every source's chunk may be needed at once, so that many slots are the operation's own.
+  const Plan& plan = *op->plan;
   const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->inbound.size()));
   while (!op->fetch_waiting.empty() && !op->failing) {
     StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->fetch_slots, guarantee);
     if (!slot.ok()) return Fail(op, slot.status());
+    // What is used first is fetched first, whatever the order of arrival.
+    const auto next = std::min_element(
+        op->fetch_waiting.begin(), op->fetch_waiting.end(),
+        [&](int32_t a, int32_t b) { return plan.FirstUser(a) < plan.FirstUser(b); });
+    const int32_t u = *next;
+    if (*slot == nullptr && NextToFetch(*op, u)) slot = slots_.Acquire(0, 1);
+    if (!slot.ok()) return Fail(op, slot.status());
     if (*slot == nullptr) return;
-    const int32_t u = op->fetch_waiting.front();
-    op->fetch_waiting.erase(op->fetch_waiting.begin());
+    op->fetch_waiting.erase(next);
     Operation::Receive& r = op->receives[op->plan->units[u].ordinal];
     r.fetched = std::move(*slot);
     r.data = r.fetched.get();
@@ -737,9 +757,10 @@ void Executor::FailUnfinished(const std::function<bool(const Operation&)>& which
                               const Status& status) {
   for (const std::vector<Operation*> all = active_; Operation * op : all) {
     if (!op->active || !which(*op)) continue;
+    // What is left to do for neighbours only may linger.
     const auto sent = std::count_if(
-        op->publishes.begin(), op->publishes.end(), [](const Operation::Publish& p) {
-          return p.prepared && p.unsent.empty() && p.unreleased > 0;
+        op->publishes.begin(), op->publishes.end(), [&](const Operation::Publish& p) {
+          return p.prepared ? !p.unsent.empty() || p.unreleased > 0 : !op->needs_posts;
         });
     if (op->units_left > sent) {
       Fail(op, Status(status.code(), op->ToString() + ": " + std::string(status.message())));

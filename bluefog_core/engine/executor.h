@@ -59,7 +59,8 @@ class Executor {
   void Abandon(Operation* op, const Status& status);
   /// Fails everything, now and from now on.
   void FailAll(const Status& status);
-  /// Of the operations that `which` picks, fails those that wait for more than neighbours' releases.
+  /// Of the operations that `which` picks, fails those that have more left to do than to send and to be
+  /// released.
   void FailUnfinished(const std::function<bool(const Operation&)>& which, const Status& status);
   /// `peer` is gone: operations that need it fail now and from now on.
   void FailPeer(int peer, const Status& status);
@@ -86,6 +87,7 @@ class Executor {
   void Deliver(Operation* op, int peer, const WireHeader& header, const transport::View& view,
                std::vector<std::byte> copy, bool copied);
   void Arrived(Operation* op, int32_t unit);
+  bool NextToFetch(const Operation& op, int32_t unit) const;
   void TryFetch(Operation* op);
   void ReleaseReceive(Operation* op, Operation::Receive& receive);
   void FinishIfQuiet(Operation* op);

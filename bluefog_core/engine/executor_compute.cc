@@ -1,4 +1,5 @@
-// The units that touch memory: combine, copy, and the plugin's produce, measure and consume, by tile.
+// The units that touch memory: combine, copy, and the plugin's produce, measure and consume, by
+// tile.
 #include <algorithm>
 #include <cstring>
 
@@ -105,8 +106,8 @@ std::span<const std::byte> Executor::Encoded(Operation* op, const Range& range) 
   }
   const Codec& codec = *op->hooks->codec();
   bytes->resize(static_cast<size_t>(codec.MaxBytes(op->dtype, range.count)));
-  bytes->resize(static_cast<size_t>(
-      codec.Encode(op->dtype, range.count, At(*op, range), bytes->data())));
+  bytes->resize(
+      static_cast<size_t>(codec.Encode(op->dtype, range.count, At(*op, range), bytes->data())));
   return *bytes;
 }
 
@@ -121,8 +122,7 @@ Status Executor::CombineCoded(Operation* op, const Step& step, std::byte* out) {
     if (source.receive < 0) continue;
     const Operation::Receive& r =
         op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
-    const double weight =
-        source.weight * r.weight / (step.divisor > 0 ? step.divisor : 1.0);
+    const double weight = source.weight * r.weight / (step.divisor > 0 ? step.divisor : 1.0);
     given += weight;
     Status status = codec.DecodeAdd(op->dtype, step.range.count,
                                     {r.data, static_cast<size_t>(r.bytes)}, weight, out);
@@ -171,16 +171,16 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
   const auto& steps = op->plan->schedule.steps;
   const Step& step = steps[unit.first];
   const auto failpoint = [&](const char* name) {
-    return FailpointHit(name)
-               ? absl::InternalError(op->ToString() + ": failpoint " + name)
-               : absl::OkStatus();
+    return FailpointHit(name) ? absl::InternalError(op->ToString() + ": failpoint " + name)
+                              : absl::OkStatus();
   };
   // Messages whose sender gave up meanwhile must not have been used.
   const auto intact = [&]() -> Status {
     for (int32_t s = unit.first; s < unit.first + unit.count; ++s) {
       for (const Source& source : steps[s].sources) {
         if (source.receive < 0) continue;
-        const auto& r = op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
+        const auto& r =
+            op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
         if (r.held && r.fetched == nullptr && r.copy.empty() &&
             !peers_[r.view.peer]->Intact(r.view)) {
           return absl::AbortedError(op->ToString() + ": rank " + std::to_string(r.view.peer) +
@@ -211,9 +211,9 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
       const TraceSpan span(trace_, "COMBINE", *op, step.range.begin);
       std::byte* out = At(*op, step.range);
       const bool streaming =
-          op->hooks == nullptr && op->input.count * op->element_bytes *
-                                          static_cast<int64_t>(step.sources.size() + 1) >
-                                      kStreamingBytes;
+          op->hooks == nullptr &&
+          op->input.count * op->element_bytes * static_cast<int64_t>(step.sources.size() + 1) >
+              kStreamingBytes;
       Status status = op->hooks != nullptr && op->hooks->codec() != nullptr
                           ? CombineCoded(op, step, out)
                           : CombineInto(op, step, 0, step.range.count, out, streaming);

@@ -38,6 +38,11 @@ struct Plan {
   int receives = 0, publishes = 0, produces = 0, consumes = 0, measures = 0;
   int64_t largest_message = 0;  ///< Elements.
 
+  /// The first unit that reads what this receive brings; -1 if none does.
+  int32_t FirstUser(int32_t unit) const {
+    const Unit& u = units[unit];
+    return u.dependents_begin == u.dependents_end ? -1 : dependents[u.dependents_begin];
+  }
   /// Index into inbound, or -1.
   int InboundOf(int peer) const;
   /// Index into destinations, or -1.
