@@ -45,7 +45,7 @@ Status Train(Communicator& comm, const Settings& settings, Vector* values) {
   options.plugin = settings.plugin;
   options.topology = std::make_shared<TopologySequence>(*topology);
   for (size_t p = 0; p < 3; ++p) {
-    options.params.push_back({"p" + std::to_string(p),
+    options.params.push_back({std::string(1, 'p') + std::to_string(p),
                               static_cast<int64_t>(kCuts[p + 1] - kCuts[p]), DType::kFloat64, 0, 1,
                               "float64"});
   }
