@@ -1,0 +1,67 @@
+// `bluefog perf` with real ranks: the rows a script reads, and what a wrong call says.
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+namespace {
+
+using ::testing::HasSubstr;
+
+int Perf(const std::string& arguments, std::string* out) {
+  FILE* const pipe = popen((BLUEFOG_TOOL " perf " + arguments + " 2>&1").c_str(), "r");
+  char buffer[4096];
+  for (size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) out->append(buffer, n);
+  const int status = pclose(pipe);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(Perf, JsonHasARowForEachSizeAndPlace) {
+  const std::string file = ::testing::TempDir() + "perf.json";
+  std::string out;
+  ASSERT_EQ(Perf("neighbor_allreduce -np 3 --bytes 4K,1M --rounds 2 --iterations 2 --dtype float64 "
+                 "--json " +
+                     file,
+                 &out),
+            0)
+      << out;
+  std::ifstream stream(file);
+  const auto rows = nlohmann::json::parse(stream);
+  ASSERT_EQ(rows.size(), 4);
+  EXPECT_EQ(rows[3]["op"], "neighbor_allreduce");
+  EXPECT_EQ(rows[3]["ranks"], 3);
+  EXPECT_EQ(rows[3]["bytes"], 1 << 20);
+  EXPECT_EQ(rows[3]["buffers"], "private");
+  EXPECT_EQ(rows[3]["dtype"], "float64");
+  const double p50 = rows[3]["time_us"]["p50"];
+  EXPECT_GT(p50, 0);
+  EXPECT_LE(p50, rows[3]["time_us"]["p90"]);
+  EXPECT_NEAR(rows[3]["algbw_GBps"], (1 << 20) / p50 / 1e3, 1e-9);
+  EXPECT_NEAR(rows[3]["busbw_GBps"], 2 * (1 << 20) / p50 / 1e3, 1e-9);
+  EXPECT_GT(rows[3]["limit_us"], 0);
+  EXPECT_GT(rows[3]["ratio_to_limit"], 0);
+}
+
+TEST(Perf, WrongCallsNameTheCure) {
+  const std::pair<const char*, const char*> kCalls[] = {
+      {"gossip", "neighbor_allreduce, allreduce, broadcast, allgather, barrier"},
+      {"allreduce --bytes 4Q", "4K,1M,64M"},
+      {"allreduce --bytes 6", "multiple of 4"},
+      {"allreduce --dtype int8", "float32 or float64"},
+      {"allreduce --buffers gpu", "arena,private"},
+      {"allreduce -np 0", "1 to 128"},
+      {"allreduce --topology rung", "ring"},
+  };
+  for (const auto& [arguments, cure] : kCalls) {
+    std::string out;
+    EXPECT_EQ(Perf(arguments, &out), 2) << arguments;
+    EXPECT_THAT(out, HasSubstr(cure));
+  }
+}
+
+}  // namespace
