@@ -91,7 +91,7 @@ def test_bad_input():
         (lambda: topology.ring(0), "0"),
         (lambda: topology.ring(4, "up"), "up"),
         (lambda: topology.make("rong", 4), "ring"),
-        (lambda: topology.metropolis_hastings([[1], []]), ""),
+        (lambda: topology.metropolis_hastings([[1], []]), "1"),
         (lambda: topology.uniform([[5]]), "5"),
     ):
         with pytest.raises(ValueError, match=text):
