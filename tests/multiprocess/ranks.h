@@ -72,7 +72,7 @@ class Job {
 
 /// A port that nobody listens on now, outside the range from which the kernel takes ports.
 int FreePort();
-/// Names under /dev/shm, and those under /tmp that speak of bluefog or of `job`.
+/// Files of ours in /dev/shm and /tmp.
 std::vector<std::string> FilesLeft(const std::string& job);
 
 /// Lets one rank wait for another; made before the ranks start.
@@ -95,8 +95,9 @@ StatusOr<std::unique_ptr<Communicator>> JoinRing(const Rank& me);
 Status Average(Communicator& comm, const std::string& name, std::vector<float>& x);
 StatusOr<std::shared_ptr<Work>> SubmitAverage(Communicator& comm, const std::string& name,
                                               std::vector<float>& x);
-/// Averages small and large tensors, in flight together, and takes steps of DecentLaM until one of
-/// them fails or `rounds` are over. Marks the first failure.
+/// Averages small and large tensors with the neighbours, in flight together, takes a step of
+/// DecentLaM and averages with everybody, until one of them fails or `rounds` are over. Marks the
+/// first failure.
 Status Train(Rank& me, Communicator& comm, int rounds);
 
 }  // namespace bluefog::testing
