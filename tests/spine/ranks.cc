@@ -186,7 +186,6 @@ Status Barrier(Communicator& comm, const std::string& name) {
   OpSpec spec;
   spec.op = Op::kBarrier;
   spec.name = name;
-  spec.input = TensorView::Of(nullptr, 0, DType::kFloat64);
   return RunOp(comm, std::move(spec));
 }
 
