@@ -44,8 +44,8 @@ class Receiver {
   /// Messages of one peer arrive in the order in which it sent them. Every view must be released
   /// once.
   virtual void Incoming(int peer, const Header& header, const View& view) = 0;
-  /// Exactly once per accepted Send: Ok after the peer's release, Cancelled after Revoke, the status of
-  /// PeerDown if the peer is gone.
+  /// Exactly once per accepted Send: Ok after the peer's release, Cancelled after Revoke, the
+  /// status of PeerDown if the peer is gone.
   virtual void SendDone(uint64_t cookie, const Status& status) = 0;
   /// Exactly once per accepted Fetch; the bytes are in place if Ok.
   virtual void FetchDone(uint64_t cookie, const Status& status) = 0;

@@ -400,8 +400,9 @@ TEST_P(TransportTest, TheDoorbellRingsOnlyWhenAsked) {
   CheckNoBreach(world);
 }
 
-TEST_P(TransportTest, RoomThatComesFreeWakesWhoWaitsForIt) {
-  World world(GetParam(), 2);
+// Only shared memory has a ring that can be full while tickets are left.
+TEST(ShmTransportTest, RoomThatComesFreeWakesWhoWaitsForIt) {
+  World world(Kind::kShm, 2);
   const std::vector<std::byte> payload(static_cast<size_t>(kInlineLimit));
   uint64_t accepted = 0;
   ASSERT_TRUE(world.DriveUntil([&] {
@@ -409,7 +410,7 @@ TEST_P(TransportTest, RoomThatComesFreeWakesWhoWaitsForIt) {
     return world[1].inbox.size() == accepted;
   }));
   world.Settle();
-  if (accepted == uint64_t{kMaxInFlight}) GTEST_SKIP() << "only limited by tickets";
+  ASSERT_LT(accepted, uint64_t{kMaxInFlight});
   ASSERT_EQ(world[0].Send(1, 0, payload, 999), SendResult::kBusy);
   ASSERT_TRUE(world[0].transport->Arm());
   world[1].Detach(world[1].inbox[0]);
@@ -419,7 +420,7 @@ TEST_P(TransportTest, RoomThatComesFreeWakesWhoWaitsForIt) {
   ASSERT_TRUE(world.DriveUntil([&] { return world[1].inbox.size() == accepted + 1; }));
   for (const Message& message : world[1].inbox) world[1].Release(message);
   world.Settle();
-  CheckNoBreach(world);
+  EXPECT_EQ(world.Breaches(), "");
 }
 
 TEST_P(TransportTest, WhoLeavesIsReportedOnce) {

@@ -65,7 +65,7 @@ std::vector<std::byte> Endpoint::Read(const Message& message) {
   }
   const uint64_t cookie = next_fetch_++;
   transport->Fetch(view, bytes.data(), cookie);
-  const int64_t deadline = NowMs() + 10'000;
+  const int64_t deadline = NowMs() + 30'000;
   while (!fetched.contains(cookie) && NowMs() < deadline) Progress();
   const bool ok = fetched.contains(cookie) && fetched[cookie].ok();
   return ok ? bytes : std::vector<std::byte>();
@@ -151,7 +151,7 @@ World::World(Kind kind, int size) : hub_(std::make_shared<InprocHub>()) {
 }
 
 bool World::DriveUntil(const std::function<bool()>& condition) {
-  const int64_t deadline = NowMs() + 10'000;
+  const int64_t deadline = NowMs() + 30'000;
   while (!condition()) {
     if (NowMs() > deadline) return false;
     for (auto& rank : ranks_) {

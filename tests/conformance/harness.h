@@ -86,7 +86,7 @@ class World {
   int size() const { return static_cast<int>(ranks_.size()); }
   /// Destroys the rank's transport, as in an orderly shutdown.
   void Leave(int rank) { ranks_[static_cast<size_t>(rank)]->transport.reset(); }
-  /// Drives all ranks in turn until `condition`; false after ten seconds.
+  /// Drives all ranks in turn until `condition`; false after half a minute.
   bool DriveUntil(const std::function<bool()>& condition);
   /// Drives until nothing moves any more.
   void Settle();

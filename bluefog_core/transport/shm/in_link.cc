@@ -107,8 +107,7 @@ Status InLink::Deliver(const Frame& frame, const std::byte* payload) {
                                         ", which it never passed");
     }
     Mapping& mapping = it->second;
-    if (frame.offset < 0 || frame.offset > mapping.memory.bytes() ||
-        frame.bytes > mapping.memory.bytes() - frame.offset) {
+    if (frame.offset < 0 || frame.bytes > mapping.memory.bytes() - frame.offset) {
       return absl::InvalidArgumentError("a payload of " + std::to_string(frame.bytes) +
                                         " bytes at " + std::to_string(frame.offset) +
                                         " in a segment of " +

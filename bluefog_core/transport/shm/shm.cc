@@ -6,145 +6,28 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <array>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 #include "base/failpoint.h"
-#include "base/log.h"
-#include "transport/shm/in_link.h"
-#include "transport/shm/out_link.h"
-#include "transport/shm/socket.h"
+#include "transport/shm/shm_transport.h"
 
 namespace bluefog::transport {
+namespace shm {
 namespace {
 
-using shm::InLink;
-using shm::OutLink;
-using shm::Packet;
-using shm::PacketKind;
-using shm::ReceivedPacket;
-using shm::SocketResult;
-
-constexpr char kAddressPrefix[] = "shm1:";
 // Polling memory is cheap, asking the kernel is not: whoever drives asks it every so many turns.
 constexpr uint32_t kTurnsPerEventCheck = 64;
 
-/// What an epoll event is about.
-enum class Source : uint32_t { kListener, kBell, kStranger, kOut, kIn, kPidfd };
-
-uint64_t EventKey(Source source, int index) {
-  return uint64_t{static_cast<uint32_t>(source)} << 32 | static_cast<uint32_t>(index);
-}
-
-class ShmTransport final : public Transport {
- public:
-  static StatusOr<std::unique_ptr<Transport>> Make(ShmOptions options, std::shared_ptr<Arena> arena,
-                                                   Receiver* receiver);
-  ~ShmTransport() override;
-
-  const char* name() const override { return "shm"; }
-  std::string address() const override { return kAddressPrefix + listen_name_; }
-  Status SetPeers(std::vector<std::string> addresses) override;
-  int64_t inline_limit() const override { return self_.inline_limit; }
-  bool CanSendInPlace(std::span<const std::byte> payload) const override {
-    Arena::Location ignored;
-    return arena_->Find(payload.data(), static_cast<int64_t>(payload.size()), &ignored);
-  }
-  SendResult Send(int peer, const Header& header, std::span<const std::byte> payload,
-                  uint64_t cookie) override;
-  void Revoke(int peer, uint64_t cookie) override;
-  void Fetch(const View& view, std::byte* destination, uint64_t cookie) override {
-    fetches_.push_back({view, destination, cookie});
-  }
-  bool Intact(const View& view) const override {
-    const InLink* in = peers_[static_cast<size_t>(view.peer)].in.get();
-    return in != nullptr && in->Intact(view);
-  }
-  void Detach(const View& view) override {
-    if (InLink* in = peers_[static_cast<size_t>(view.peer)].in.get()) in->Detach(view);
-  }
-  void Release(const View& view) override;
-  bool Progress() override;
-  int fd() const override { return epoll_.get(); }
-  bool Arm() override;
-  void Disarm() override {
-    if (self_.epoch != 0) SetEpoch(0);
-  }
-
- private:
-  struct Peer {
-    std::string address;
-    std::unique_ptr<OutLink> out;
-    std::unique_ptr<InLink> in;
-    UniqueFd pidfd;
-    bool pidfd_is_its_own = false;  ///< Made by the peer itself, not guessed from a number.
-    pid_t pid = 0;
-    bool active = false;   ///< In active_.
-    bool failing = false;  ///< In failing_, or down already.
-    bool down = false;
-    Status failure;
-  };
-  struct PendingFetch {
-    View view;
-    std::byte* destination;
-    uint64_t cookie;
-  };
-  struct Stranger {
-    UniqueFd socket;
-    uint32_t number = 0;
-  };
-
-  ShmTransport() = default;
-  Peer& peer(int rank) { return peers_[static_cast<size_t>(rank)]; }
-  std::string NameOf(int rank);
-  void Watch(int fd, Source source, int index, uint32_t events = EPOLLIN);
-  void Unwatch(int fd) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
-  void WatchProcess(int rank, UniqueFd pidfd, bool its_own);
-  void Activate(int rank);
-  void SetEpoch(uint32_t epoch);
-  /// Gives up `rank` at the end of this or the next Progress.
-  void Fail(int rank, Status status);
-  void FinishFailed(int rank);
-  SendResult Connect(int rank);
-
-  bool HandleEvents();
-  void HandleEvent(Source source, int index, uint32_t events);
-  void AcceptAll();
-  void Greet(uint32_t number);
-  /// Why the hello is refused; empty if it is not.
-  std::string CheckHello(const ReceivedPacket& hello, uid_t uid);
-  void ReadOutSocket(int rank);
-  void ReadInSocket(int rank);
-  Status DoFetch(const PendingFetch& fetch);
-  bool FinishDeferred();
-
-  shm::Self self_;
-  std::shared_ptr<Arena> arena_;
-  std::string listen_name_;
-  UniqueFd epoll_, listener_;
-  pid_t process_ = 0;
-  std::vector<Peer> peers_;
-  std::vector<int> active_;          ///< Ranks with a link.
-  std::vector<int> failing_;         ///< Ranks to be given up.
-  std::vector<Stranger> strangers_;  ///< Accepted, hello not read yet.
-  uint32_t next_stranger_ = 0;
-  std::vector<uint64_t> cancelled_;
-  std::vector<PendingFetch> fetches_;
-  uint32_t last_epoch_ = 0;
-  uint32_t turns_ = 0;
-  bool check_events_ = true;
-  bool retry_connect_ = false;
-};
+}  // namespace
 
 StatusOr<std::unique_ptr<Transport>> ShmTransport::Make(ShmOptions options,
                                                         std::shared_ptr<Arena> arena,
                                                         Receiver* receiver) {
   const int64_t ring_bytes = RoundUp(options.ring_bytes, PageBytes());
   if (options.size < 1 || options.rank < 0 || options.rank >= options.size ||
-      options.max_in_flight < 1 || options.max_in_flight > static_cast<int>(shm::kMaxSlots) ||
-      options.inline_limit < 0 || options.ring_bytes < 1 || ring_bytes > shm::kMaxRingBytes ||
+      options.max_in_flight < 1 || options.max_in_flight > static_cast<int>(kMaxSlots) ||
+      options.inline_limit < 0 || options.ring_bytes < 1 || ring_bytes > kMaxRingBytes ||
       options.inline_limit > ring_bytes / 2 || options.job_id.size() >= sizeof(Packet::job)) {
     return absl::InvalidArgumentError(
         "shm: rank " + std::to_string(options.rank) + " of " + std::to_string(options.size) +
@@ -158,7 +41,7 @@ StatusOr<std::unique_ptr<Transport>> ShmTransport::Make(ShmOptions options,
   t->process_ = getpid();
   t->peers_.resize(static_cast<size_t>(options.size));
   t->arena_ = std::move(arena);
-  shm::Self& self = t->self_;
+  Self& self = t->self_;
   self.rank = options.rank;
   self.size = options.size;
   self.job_id = options.job_id;
@@ -168,13 +51,13 @@ StatusOr<std::unique_ptr<Transport>> ShmTransport::Make(ShmOptions options,
   self.receiver = receiver;
   self.bell = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!self.bell) return ErrnoStatus("eventfd", errno);
-  self.pidfd = shm::OpenPidfd(t->process_);
+  self.pidfd = OpenPidfd(t->process_);
   if (!self.pidfd) return ErrnoStatus("pidfd_open (needs Linux 5.3)", errno);
   t->epoll_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
   if (!t->epoll_) return ErrnoStatus("epoll_create1", errno);
   t->listen_name_ = "bluefog-" + std::to_string(geteuid()) + "-" + std::to_string(options.rank) +
-                    "-" + shm::RandomHex(16);
-  auto listener = shm::ListenAbstract(t->listen_name_, options.size + 64);
+                    "-" + RandomHex(16);
+  auto listener = ListenAbstract(t->listen_name_, options.size + 64);
   if (!listener.ok()) return listener.status();
   t->listener_ = *std::move(listener);
   t->Watch(t->listener_.get(), Source::kListener, 0);
@@ -201,7 +84,7 @@ ShmTransport::~ShmTransport() {
   }
   for (Stranger& stranger : strangers_) leave(stranger.socket.get());
   UniqueFd waiting;
-  while (shm::Accept(listener_.get(), &waiting) == SocketResult::kOk) leave(waiting.get());
+  while (Accept(listener_.get(), &waiting) == SocketResult::kOk) leave(waiting.get());
   shutdown(listener_.get(), SHUT_RDWR);
 }
 
@@ -227,24 +110,6 @@ std::string ShmTransport::NameOf(int rank) {
   const pid_t pid = peer(rank).pid;
   return "rank " + std::to_string(rank) +
          (pid > 0 ? " (process " + std::to_string(pid) + ")" : std::string());
-}
-
-void ShmTransport::Watch(int fd, Source source, int index, uint32_t events) {
-  epoll_event event{};
-  event.events = events;
-  event.data.u64 = EventKey(source, index);
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0 && errno == EEXIST) {
-    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
-  }
-}
-
-void ShmTransport::WatchProcess(int rank, UniqueFd pidfd, bool its_own) {
-  Peer& p = peer(rank);
-  if (!pidfd || p.pidfd_is_its_own) return;
-  if (p.pidfd) Unwatch(p.pidfd.get());
-  p.pidfd = std::move(pidfd);
-  p.pidfd_is_its_own = its_own;
-  Watch(p.pidfd.get(), Source::kPidfd, rank);
 }
 
 void ShmTransport::Activate(int rank) {
@@ -297,8 +162,8 @@ SendResult ShmTransport::Connect(int rank) {
   // Until its own pidfd comes. Should the number have been used anew meanwhile, then it is dead
   // anyway, and all that this watch can report is a death.
   uid_t uid;
-  if (shm::PeerCredentials(p.out->socket(), &p.pid, &uid)) {
-    WatchProcess(rank, shm::OpenPidfd(p.pid), /*its_own=*/false);
+  if (PeerCredentials(p.out->socket(), &p.pid, &uid)) {
+    WatchProcess(rank, OpenPidfd(p.pid), /*its_own=*/false);
   }
   Activate(rank);
   return SendResult::kAccepted;
@@ -319,10 +184,7 @@ SendResult ShmTransport::Send(int rank, const Header& header, std::span<const st
     Fail(rank, Status(problem.code(), NameOf(rank) + ": " + std::string(problem.message())));
   }
   if (result == SendResult::kBusy && p.out->socket_full()) {
-    epoll_event event{};
-    event.events = EPOLLIN | EPOLLOUT;
-    event.data.u64 = EventKey(Source::kOut, rank);
-    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, p.out->socket(), &event);
+    Watch(p.out->socket(), Source::kOut, rank, EPOLLIN | EPOLLOUT);
     check_events_ = true;
   }
   return result;
@@ -428,190 +290,9 @@ void ShmTransport::FinishFailed(int rank) {
   if (p.in != nullptr && p.in->held() == 0) p.in.reset();
 }
 
-bool ShmTransport::HandleEvents() {
-  std::array<epoll_event, 32> events;
-  bool moved = false;
-  while (true) {
-    const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
-    for (int i = 0; i < count; ++i) {
-      const epoll_event& event = events[static_cast<size_t>(i)];
-      HandleEvent(static_cast<Source>(event.data.u64 >> 32),
-                  static_cast<int>(event.data.u64 & 0xffffffff), event.events);
-      moved = true;
-    }
-    if (count < static_cast<int>(events.size())) return moved;
-  }
-}
-
-void ShmTransport::HandleEvent(Source source, int index, uint32_t events) {
-  switch (source) {
-    case Source::kListener:
-      return AcceptAll();
-    case Source::kBell: {
-      uint64_t rings;
-      if (read(self_.bell.get(), &rings, sizeof rings) < 0) return;
-      // Whoever rang will not ring again for this epoch.
-      if (self_.epoch != 0) SetEpoch(last_epoch_ = last_epoch_ + 1 == 0 ? 1 : last_epoch_ + 1);
-      return;
-    }
-    case Source::kStranger:
-      return Greet(static_cast<uint32_t>(index));
-    case Source::kOut:
-      if ((events & EPOLLOUT) != 0 && peer(index).out != nullptr) {
-        peer(index).out->clear_socket_full();
-        epoll_event event{};
-        event.events = EPOLLIN;
-        event.data.u64 = EventKey(Source::kOut, index);
-        epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, peer(index).out->socket(), &event);
-      }
-      return ReadOutSocket(index);
-    case Source::kIn:
-      return ReadInSocket(index);
-    case Source::kPidfd:
-      return Fail(index, absl::UnavailableError(NameOf(index) + " died"));
-  }
-}
-
-void ShmTransport::ReadOutSocket(int rank) {
-  Peer& p = peer(rank);
-  while (p.out != nullptr && !p.failing) {
-    ReceivedPacket received;
-    const SocketResult result = ReceivePacket(p.out->socket(), &received);
-    if (result == SocketResult::kAgain) return;
-    if (result == SocketResult::kClosed) {
-      return Fail(rank,
-                  absl::UnavailableError(NameOf(rank) + " is gone: it closed its connection"));
-    }
-    Status status;
-    if (result == SocketResult::kMalformed) {
-      status = absl::InvalidArgumentError("a malformed packet");
-    } else if (received.packet.kind == PacketKind::kFarewell) {
-      return Fail(rank, absl::CancelledError(NameOf(rank) + " left"));
-    } else if (received.packet.kind == PacketKind::kRefused) {
-      return Fail(rank, absl::UnavailableError(NameOf(rank) +
-                                               " refused the connection: " + received.packet.text));
-    } else if (received.packet.kind == PacketKind::kWelcome) {
-      UniqueFd pidfd = std::move(received.fds[2]);
-      status = p.out->Welcome(&received);
-      if (status.ok()) WatchProcess(rank, std::move(pidfd), /*its_own=*/true);
-    } else {
-      status = absl::InvalidArgumentError("a packet of unknown kind");
-    }
-    if (!status.ok()) {
-      return Fail(rank, absl::InvalidArgumentError(NameOf(rank) + " broke the protocol: " +
-                                                   std::string(status.message())));
-    }
-  }
-}
-
-void ShmTransport::ReadInSocket(int rank) {
-  Peer& p = peer(rank);
-  if (p.in == nullptr || p.failing) return;
-  Status problem;
-  const SocketResult result = p.in->ReadSocket(&problem);
-  if (!problem.ok()) {
-    Fail(rank, absl::InvalidArgumentError(
-                   NameOf(rank) + " broke the protocol: " + std::string(problem.message())));
-  } else if (p.in->farewell()) {
-    Fail(rank, absl::CancelledError(NameOf(rank) + " left"));
-  } else if (result == SocketResult::kClosed) {
-    Fail(rank, absl::UnavailableError(NameOf(rank) + " is gone: it closed its connection"));
-  }
-}
-
-void ShmTransport::AcceptAll() {
-  UniqueFd socket;
-  while (shm::Accept(listener_.get(), &socket) == SocketResult::kOk) {
-    // Whoever says nothing makes room for the next.
-    if (strangers_.size() >= peers_.size() + 64) {
-      Unwatch(strangers_.front().socket.get());
-      strangers_.erase(strangers_.begin());
-    }
-    const uint32_t number = next_stranger_++;
-    Watch(socket.get(), Source::kStranger, static_cast<int>(number));
-    strangers_.push_back({std::move(socket), number});
-    Greet(number);
-  }
-}
-
-std::string ShmTransport::CheckHello(const ReceivedPacket& hello, uid_t uid) {
-  const Packet& packet = hello.packet;
-  if (uid != geteuid()) {
-    return "it belongs to user " + std::to_string(uid) + ", not " + std::to_string(geteuid());
-  }
-  if (packet.kind != PacketKind::kHello || hello.fd_count != 3) return "it did not say hello";
-  if (self_.job_id != packet.job) {
-    return "it belongs to job '" + std::string(packet.job) + "', not '" + self_.job_id + "'";
-  }
-  if (packet.size != self_.size || packet.rank < 0 || packet.rank >= self_.size ||
-      packet.rank == self_.rank) {
-    return "it calls itself rank " + std::to_string(packet.rank) + " of " +
-           std::to_string(packet.size) + " at rank " + std::to_string(self_.rank) + " of " +
-           std::to_string(self_.size);
-  }
-  if (packet.slots < 1 || packet.slots > shm::kMaxSlots || packet.ring_bytes < PageBytes() ||
-      packet.ring_bytes > shm::kMaxRingBytes || packet.ring_bytes % PageBytes() != 0) {
-    return "its ring has " + std::to_string(packet.ring_bytes) + " bytes and " +
-           std::to_string(packet.slots) + " slots";
-  }
-  const Peer& p = peer(packet.rank);
-  if (p.in != nullptr || p.failing) {
-    return "rank " + std::to_string(packet.rank) + " was connected before";
-  }
-  if (FailpointHit("shm.accept")) return "failpoint shm.accept";
-  return {};
-}
-
-void ShmTransport::Greet(uint32_t number) {
-  size_t i = 0;
-  while (i < strangers_.size() && strangers_[i].number != number) ++i;
-  if (i == strangers_.size()) return;
-  ReceivedPacket hello;
-  const SocketResult result = ReceivePacket(strangers_[i].socket.get(), &hello);
-  if (result == SocketResult::kAgain) return;
-  UniqueFd socket = std::move(strangers_[i].socket);
-  strangers_.erase(strangers_.begin() + static_cast<std::ptrdiff_t>(i));
-  Unwatch(socket.get());
-  if (result == SocketResult::kClosed) return;
-
-  pid_t pid = 0;
-  uid_t uid = 0;
-  std::string refusal;
-  if (!shm::PeerCredentials(socket.get(), &pid, &uid)) {
-    refusal = "nothing is known of it";
-  } else if (result == SocketResult::kMalformed) {
-    refusal = "its hello is not one of this version";
-  } else {
-    refusal = CheckHello(hello, uid);
-  }
-  const int rank = hello.packet.rank;
-  if (refusal.empty()) {
-    UniqueFd pidfd = std::move(hello.fds[2]);
-    auto link = InLink::Create(&self_, &hello);
-    Status status = link.status();
-    if (status.ok()) status = link->SendWelcome(&socket);
-    if (status.ok()) {
-      Peer& p = peer(rank);
-      p.in = std::make_unique<InLink>(*std::move(link));
-      p.pid = pid;
-      Watch(p.in->socket(), Source::kIn, rank);
-      WatchProcess(rank, std::move(pidfd), /*its_own=*/true);
-      Activate(rank);
-      return;
-    }
-    refusal = std::string(status.message());
-  }
-  BLUEFOG_LOG(kWarning) << "refused a connection of process " << pid << ": " << refusal;
-  Packet packet;
-  packet.kind = PacketKind::kRefused;
-  packet.rank = self_.rank;
-  refusal.copy(packet.text, sizeof packet.text - 1);
-  SendPacket(socket.get(), packet);
-}
-
 bool ShmTransport::Arm() {
   check_events_ = true;
-  SetEpoch(last_epoch_ = last_epoch_ + 1 == 0 ? 1 : last_epoch_ + 1);
+  SetEpoch(NextEpoch());
   bool news = retry_connect_ || !cancelled_.empty() || !fetches_.empty() || !failing_.empty();
   for (const int rank : active_) {
     const Peer& p = peer(rank);
@@ -621,11 +302,11 @@ bool ShmTransport::Arm() {
   return !news;
 }
 
-}  // namespace
+}  // namespace shm
 
 StatusOr<std::unique_ptr<Transport>> MakeShm(ShmOptions options, std::shared_ptr<Arena> arena,
                                              Receiver* receiver) {
-  return ShmTransport::Make(std::move(options), std::move(arena), receiver);
+  return shm::ShmTransport::Make(std::move(options), std::move(arena), receiver);
 }
 
 }  // namespace bluefog::transport
