@@ -13,12 +13,12 @@ extern "C" {
 
 typedef struct bluefog_control bluefog_control;
 
-/* Calls back into the core from threads of the component, or of the caller of join. `text` lives for the
- * call. None may call leave or destroy. All must be given. */
+/* Calls back into the core from threads of the component, or of the caller of join. `text` lives
+ * for the call. None may call leave or destroy. All must be given. */
 typedef struct bluefog_control_events {
   void* user;
-  /* A rank of the job died, went silent, or gave up; at most once per rank. The rank's own number when
-   * the others have declared this process dead. */
+  /* A rank of the job died, went silent, or gave up; at most once per rank. The rank's own number
+   * when the others have declared this process dead. */
   void (*rank_failed)(void* user, int32_t rank, const char* text);
   /* A rank left in good order. */
   void (*rank_left)(void* user, int32_t rank);
@@ -34,12 +34,12 @@ typedef struct bluefog_control_options {
   uint32_t struct_size;
   const char* job_id;
   int32_t rank, size;
-  int32_t embed_server;     /* Rank 0: serve at `coordinator` as well. */
-  const char* coordinator;  /* host:port */
-  const void* address;      /* This rank's entry of the address book: opaque bytes. */
+  int32_t embed_server;    /* Rank 0: serve at `coordinator` as well. */
+  const char* coordinator; /* host:port */
+  const void* address;     /* This rank's entry of the address book: opaque bytes. */
   int64_t address_bytes;
-  uint64_t fingerprint;          /* Version, ABI and configuration that must be equal on all ranks. */
-  const char* fingerprint_text;  /* The same for people. */
+  uint64_t fingerprint; /* Version, ABI and configuration that must be equal on all ranks. */
+  const char* fingerprint_text; /* The same for people. */
   int32_t join_timeout_ms, heartbeat_ms, suspect_ms, dead_ms;
   bluefog_control_events events;
 } bluefog_control_options;
@@ -54,14 +54,15 @@ typedef struct bluefog_control_error {
 typedef struct bluefog_control_api {
   uint32_t struct_size;
   uint32_t abi_version;
-  /* Blocks until all ranks have joined; null and *error otherwise. Events may come before it returns. */
+  /* Blocks until all ranks have joined; null and *error otherwise. Events may come before it
+   * returns. */
   bluefog_control* (*join)(const bluefog_control_options* options, bluefog_control_error* error);
   /* Address of `rank` as it gave it at join. Valid until destroy. */
   const void* (*address)(bluefog_control* control, int32_t rank, int64_t* bytes);
   /* Tells everybody that `rank` failed (seen by this one). */
   void (*report_failure)(bluefog_control* control, int32_t rank, const char* text);
-  /* Tells everybody that this rank leaves in good order. No callback runs afterwards. Answers within
-   * about 1 s also when the server is gone. */
+  /* Tells everybody that this rank leaves in good order. No callback runs afterwards. Answers
+   * within about 1 s also when the server is gone. */
   void (*leave)(bluefog_control* control);
   /* Without leave before it the others are told that this rank failed. Null is allowed. */
   void (*destroy)(bluefog_control* control);

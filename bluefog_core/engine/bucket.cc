@@ -35,9 +35,9 @@ void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan,
 
 void BucketStep::Start(Executor* executor) {
   executor_ = executor;
-  BucketStep* const before =
-      previous_first_ ? bucket_->occupant[(slot() + Bucket::kDepth - 1) % Bucket::kDepth]
-                      : bucket_->occupant[slot()];
+  BucketStep* const before = previous_first_
+                                 ? bucket_->occupant[(slot() + Bucket::kDepth - 1) % Bucket::kDepth]
+                                 : bucket_->occupant[slot()];
   const bool wait = before != nullptr || bucket_->occupant[slot()] != nullptr;
   Operation* op = executor->NewOperation();
   static_cast<Submission&>(*op) = Submission{};
@@ -86,8 +86,7 @@ void BucketStep::Abandon(Executor* executor, const Status& status) {
 }
 
 std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
-                                              std::span<const std::byte* const> mixed,
-                                              int slot) {
+                                              std::span<const std::byte* const> mixed, int slot) {
   const Traits& traits = shared_->plugin->traits();
   const int64_t es = SizeOf(bucket_->dtype);
   const auto at = [es](auto* base, int64_t offset) {
@@ -131,7 +130,8 @@ std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
 void BucketStep::Produce(int64_t begin, int64_t count) {
   const int64_t es = SizeOf(bucket_->dtype);
   if (delayed_) {
-    // First the average of the step before and what was sent for it, with the gradient that is there now.
+    // First the average of the step before and what was sent for it, with the gradient that is
+    // there now.
     const int before = (slot() + Bucket::kDepth - 1) % Bucket::kDepth;
     std::array<const std::byte*, kMaxPayloads> mixed{};
     for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {
@@ -161,8 +161,7 @@ void BucketStep::Measure(int ordinal, int64_t begin, int64_t count,
   shared_->plugin->Measure(ctx_, segments_);
 }
 
-Status BucketStep::Consume(int64_t begin, int64_t count,
-                           std::span<const std::byte* const> mixed) {
+Status BucketStep::Consume(int64_t begin, int64_t count, std::span<const std::byte* const> mixed) {
   if (!partials_.empty() && !reduced_) {
     reduced_ = true;
     for (size_t i = 0; i < partials_.size(); ++i) totals_[i % totals_.size()] += partials_[i];

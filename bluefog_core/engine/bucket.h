@@ -1,6 +1,6 @@
-// A bucket: parameters of one group and dtype that travel as one operation, in reverse registration order.
-// BucketStep is one step's passage of a bucket through the executor: it cuts ranges into segments and calls
-// the plugin.
+// A bucket: parameters of one group and dtype that travel as one operation, in reverse registration
+// order. BucketStep is one step's passage of a bucket through the executor: it cuts ranges into
+// segments and calls the plugin.
 #pragma once
 
 #include <array>
@@ -54,11 +54,12 @@ struct Bucket {
   int group = 0;
   NameEntry* name = nullptr;
   uint32_t uses = 0;
-  /// Payload slots in the arena: two steps, each all payloads; and the averages where they are kept.
+  /// Payload slots in the arena: two steps, each all payloads; and the averages where they are
+  /// kept.
   static constexpr int kDepth = 2;
   std::array<std::shared_ptr<std::byte>, kDepth> payload, mixed;
-  int ready = 0;           ///< Parameters of this step that are ready.
-  bool submitted = false;  ///< In this step.
+  int ready = 0;                  ///< Parameters of this step that are ready.
+  bool submitted = false;         ///< In this step.
   BucketStep* current = nullptr;  ///< Of this step (early payloads: made in the last one).
   std::vector<std::unique_ptr<BucketStep>> steps;
   // Under the progress lock: who occupies each payload slot, and who waits for it.
@@ -106,7 +107,8 @@ class BucketStep final : public PluginHooks {
   Executor* executor_ = nullptr;
   bool produced_ = false, consumed_ = false, reduced_ = false;
   std::vector<Segment> segments_;
-  std::vector<double> partials_, totals_;  ///< [measure step][parameter][measure], [parameter][measure]
+  std::vector<double> partials_,
+      totals_;  ///< [measure step][parameter][measure], [parameter][measure]
 };
 
 }  // namespace bluefog

@@ -39,8 +39,8 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
     transport = *std::move(made);
     control::MembershipEvents events = engine->MembershipEvents();
     events.interrupted = options.interrupted;
-    auto membership = control::Membership::Join(*place, options.config, transport->address(),
-                                                std::move(events));
+    auto membership =
+        control::Membership::Join(*place, options.config, transport->address(), std::move(events));
     if (!membership.ok()) return membership.status();
     if (Status s = transport->SetPeers((*membership)->addresses()); !s.ok()) return s;
     engine->SetMembership(*std::move(membership));

@@ -1,4 +1,5 @@
-// The one thing callers wait on: a flag that the engine sets once per use, and the place to sleep on it.
+// The one thing callers wait on: a flag that the engine sets once per use, and the place to sleep
+// on it.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,5 @@
-// Binds parameters, plugin and engine: buckets, gates, the agreement of all ranks at the start. What moves
-// and when is decided here; how is the executor's business.
+// Binds parameters, plugin and engine: buckets, gates, the agreement of all ranks at the start.
+// What moves and when is decided here; how is the executor's business.
 #include <bluefog/distributed_optimizer.h>
 
 #include <algorithm>
@@ -30,8 +30,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   int64_t bytes_pinned() const override { return bytes_pinned_; }
   Status SetStep(int64_t step) override;
   Status SetTopology(std::shared_ptr<const TopologySequence> topology, int64_t from_step) override;
-  Status Ready(int param, const ParameterBinding& binding,
-               std::span<const Hyper> hypers) override;
+  Status Ready(int param, const ParameterBinding& binding, std::span<const Hyper> hypers) override;
   Status BeginStep(std::span<const ParameterBinding> bindings,
                    std::span<const Hyper> hypers) override;
   Status WaitStep(std::chrono::nanoseconds timeout) override;
@@ -109,8 +108,8 @@ void DistributedOptimizerImpl::AwaitQuiet() {
 
 std::string DistributedOptimizerImpl::Where(int param) const {
   const ParameterInfo& info = shared_.params[static_cast<size_t>(param)];
-  return "rank " + std::to_string(shared_.engine->place().rank) + ": " + traits().name +
-         ", step " + std::to_string(step_) + ", parameter '" + info.name + "'";
+  return "rank " + std::to_string(shared_.engine->place().rank) + ": " + traits().name + ", step " +
+         std::to_string(step_) + ", parameter '" + info.name + "'";
 }
 
 Status DistributedOptimizerImpl::Init() {
@@ -164,8 +163,8 @@ void DistributedOptimizerImpl::MakeBuckets() {
       bucket->index = static_cast<int>(buckets_.size()) - 1;
       bucket->group = p.group;
       bucket->dtype = p.dtype;
-      bucket->name = shared_.engine->Name(
-          shared_.name + ".bucket" + std::to_string(bucket->index), true);
+      bucket->name =
+          shared_.engine->Name(shared_.name + ".bucket" + std::to_string(bucket->index), true);
     }
     bucket->params.push_back(static_cast<int>(r));
     bucket->offsets.push_back(bucket->count);
@@ -174,7 +173,8 @@ void DistributedOptimizerImpl::MakeBuckets() {
   }
   for (auto& bucket : buckets_) {
     bucket->offsets.push_back(bucket->count);
-    // This step's, the last one's until all neighbours released it, and one that waits for its slot.
+    // This step's, the last one's until all neighbours released it, and one that waits for its
+    // slot.
     for (int i = 0; i < 4; ++i) {
       bucket->steps.push_back(std::make_unique<BucketStep>(&shared_, bucket.get()));
     }
@@ -201,9 +201,9 @@ Status DistributedOptimizerImpl::AllocateSlots() {
       const int64_t bytes = codec->MaxBytes(bucket->dtype, n);
       if (bytes > SlotBytes(config)) {
         return absl::InvalidArgumentError(
-            "optimizer plugin '" + traits().name + "': its codec '" + codec->name() + "' makes up to " +
-            std::to_string(bytes) + " bytes of " + std::to_string(n) + " elements, a message holds " +
-            std::to_string(SlotBytes(config)));
+            "optimizer plugin '" + traits().name + "': its codec '" + codec->name() +
+            "' makes up to " + std::to_string(bytes) + " bytes of " + std::to_string(n) +
+            " elements, a message holds " + std::to_string(SlotBytes(config)));
       }
     }
   }
@@ -216,8 +216,8 @@ StatusOr<std::vector<int64_t>> DistributedOptimizerImpl::Gather(const std::vecto
   OpSpec spec;
   spec.op = Op::kAllgather;
   spec.name = shared_.name + "." + what;
-  spec.input = TensorView::Of(const_cast<int64_t*>(mine.data()),
-                              static_cast<int64_t>(mine.size()), DType::kInt64);
+  spec.input = TensorView::Of(const_cast<int64_t*>(mine.data()), static_cast<int64_t>(mine.size()),
+                              DType::kInt64);
   std::vector<int64_t> all(mine.size() * static_cast<size_t>(shared_.engine->place().size));
   spec.output = TensorView::Of(all.data(), static_cast<int64_t>(all.size()), DType::kInt64);
   StatusOr<std::shared_ptr<Work>> work = shared_.engine->Submit(std::move(spec));
@@ -281,7 +281,8 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
       if ((*all)[static_cast<size_t>(r) * n + i] == (*all)[i]) continue;
       // All ranks see the same difference, and tell each other what they have there.
       const ParameterInfo& p = shared_.params[i];
-      std::string text = "'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")";
+      std::string text =
+          "'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")";
       constexpr size_t kWords = 32;
       text.resize(kWords * 8 - 1);
       std::vector<int64_t> mine(kWords, 0);
@@ -302,13 +303,14 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
 
 Status DistributedOptimizerImpl::SetStep(int64_t step) {
   if (in_step_) {
-    return absl::FailedPreconditionError(traits().name + ": the step counter cannot be set while "
-                                                         "a step is under way");
+    return absl::FailedPreconditionError(traits().name +
+                                         ": the step counter cannot be set while "
+                                         "a step is under way");
   }
   if (step < 0) return absl::InvalidArgumentError("step must not be negative");
   if (has_early_ && step != step_) {
-    return absl::FailedPreconditionError(
-        traits().name + ": the payloads of step " + std::to_string(step_) + " have already left");
+    return absl::FailedPreconditionError(traits().name + ": the payloads of step " +
+                                         std::to_string(step_) + " have already left");
   }
   step_ = step;
   return absl::OkStatus();
@@ -338,10 +340,10 @@ Status DistributedOptimizerImpl::TopologyAt(int64_t step,
   *topology = it == topologies_.begin() ? shared_.engine->topology() : std::prev(it)->second;
   if (*topology == checked_) return absl::OkStatus();
   if ((*topology)->size() != shared_.engine->place().size) {
-    return absl::InvalidArgumentError(
-        traits().name + ": the topology '" + (*topology)->name() + "' has " +
-        std::to_string((*topology)->size()) + " ranks, the job has " +
-        std::to_string(shared_.engine->place().size));
+    return absl::InvalidArgumentError(traits().name + ": the topology '" + (*topology)->name() +
+                                      "' has " + std::to_string((*topology)->size()) +
+                                      " ranks, the job has " +
+                                      std::to_string(shared_.engine->place().size));
   }
   if (Status s = CheckTopology(traits(), **topology); !s.ok()) {
     if (!options_.allow_unstable) return s;
@@ -359,9 +361,9 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
       const Hyper& was = shared_.hypers[g];
       std::ostringstream text;
       text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
-           << ": the hyper-parameters of group " << g << " changed while the step was under way: lr "
-           << was.lr << ", momentum " << was.momentum << ", weight_decay " << was.weight_decay
-           << " became ";
+           << ": the hyper-parameters of group " << g
+           << " changed while the step was under way: lr " << was.lr << ", momentum "
+           << was.momentum << ", weight_decay " << was.weight_decay << " became ";
       if (g < hypers.size()) {
         text << "lr " << hypers[g].lr << ", momentum " << hypers[g].momentum << ", weight_decay "
              << hypers[g].weight_decay;
@@ -567,9 +569,9 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
     return absl::FailedPreconditionError(traits().name + ": the step was begun already");
   }
   if (bindings.size() != shared_.params.size()) {
-    return absl::InvalidArgumentError(
-        traits().name + ": " + std::to_string(bindings.size()) + " bindings for " +
-        std::to_string(shared_.params.size()) + " parameters");
+    return absl::InvalidArgumentError(traits().name + ": " + std::to_string(bindings.size()) +
+                                      " bindings for " + std::to_string(shared_.params.size()) +
+                                      " parameters");
   }
   if (Status s = Open(hypers); !s.ok()) return s;
   for (size_t i = 0; i < bindings.size(); ++i) {
@@ -631,7 +633,8 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
   }
   has_early_ = true;
   shared_.engine->Wait(shared_.produced, std::chrono::nanoseconds::max(), traits().name);
-  // A failure now is the next step's, which may never come: a rank that has ended fails its neighbours'.
+  // A failure now is the next step's, which may never come: a rank that has ended fails its
+  // neighbours'.
   return absl::OkStatus();
 }
 

@@ -104,24 +104,22 @@ control::MembershipEvents Engine::MembershipEvents() {
   events.rank_failed = [this](int rank, const std::string& text) {
     Run([this, rank, text](Executor&) { RankFailed(rank, text); });
   };
-  events.rank_left = [this](int rank) {
-    Run([this, rank](Executor&) { RankLeft(rank); });
-  };
+  events.rank_left = [this](int rank) { Run([this, rank](Executor&) { RankLeft(rank); }); };
   events.progress = [this] { return ops_done_.load(std::memory_order_relaxed); };
   return events;
 }
 
 void Engine::RankLeft(int rank) NO_THREAD_SAFETY_ANALYSIS {
-  // What it sent before it left counts: the notice may overtake it. Armed, so that every turn looks at
-  // the sockets too: an answer to a connection may lie there, and releases wait for it.
+  // What it sent before it left counts: the notice may overtake it. Armed, so that every turn looks
+  // at the sockets too: an answer to a connection may lie there, and releases wait for it.
   if (transport_ != nullptr) {
     do {
       transport_->Arm();
     } while (transport_->Progress());
     transport_->Disarm();
   }
-  executor_.FailPeer(
-      rank, absl::UnavailableError("rank " + std::to_string(rank) + " has left the job"));
+  executor_.FailPeer(rank,
+                     absl::UnavailableError("rank " + std::to_string(rank) + " has left the job"));
 }
 
 void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANALYSIS {
@@ -137,10 +135,11 @@ void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANAL
 void Engine::Shutdown() {
   if (down_.exchange(true)) return;
   if (thread_.joinable()) {
-    // What is complete here but for the neighbours' releases may linger; the rest nobody will wait for.
+    // What is complete here but for the neighbours' releases may linger; the rest nobody will wait
+    // for.
     Completion quiet;
-    const std::string text = "rank " + std::to_string(place_.rank) +
-                             " was shut down with the operation under way";
+    const std::string text =
+        "rank " + std::to_string(place_.rank) + " was shut down with the operation under way";
     Run([text](Executor& executor) {
       executor.FailUnfinished([](const Operation&) { return true; }, absl::AbortedError(text));
     });
@@ -183,7 +182,8 @@ void Engine::Shutdown() {
   epoll_fd_ = kick_fd_ = -1;
 }
 
-// ---- Inbox -----------------------------------------------------------------------------------------
+// ---- Inbox
+// -----------------------------------------------------------------------------------------
 
 Status Engine::CheckUsable(const std::string& what) const {
   if (ForkGeneration() != fork_generation_) {
@@ -263,7 +263,8 @@ void Engine::DropFinished() {
   }
 }
 
-// ---- Progress --------------------------------------------------------------------------------------
+// ---- Progress
+// --------------------------------------------------------------------------------------
 
 void Engine::Incoming(int peer, const transport::Header& header,
                       const transport::View& view) NO_THREAD_SAFETY_ANALYSIS {
@@ -281,8 +282,8 @@ void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS 
         peer, absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"));
     return;
   }
-  const std::string text = "rank " + std::to_string(peer) + " failed: " +
-                           std::string(status.message());
+  const std::string text =
+      "rank " + std::to_string(peer) + " failed: " + std::string(status.message());
   RankFailed(peer, text);
   // Neighbours see a death first; the others learn of it through the control plane.
   MutexLock lock(membership_mu_);
@@ -333,9 +334,10 @@ void Engine::KickIfNeeded() {
   if ((inbox_filled_.load() || runnable_.load()) && sleeping_.exchange(false)) Kick();
 }
 
-// While callers drive, operation after operation, nobody needs the doorbell: every ring between two of
-// them would wake this thread only to take the lock and a core from the next. So it leaves the doorbell
-// disarmed and looks again after kLendMs; when nobody has driven in between, it arms as usual.
+// While callers drive, operation after operation, nobody needs the doorbell: every ring between two
+// of them would wake this thread only to take the lock and a core from the next. So it leaves the
+// doorbell disarmed and looks again after kLendMs; when nobody has driven in between, it arms as
+// usual.
 Engine::Nap Engine::PrepareSleep() {
   while (ProgressLocked() && !stop_.load()) {
   }

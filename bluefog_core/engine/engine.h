@@ -1,8 +1,9 @@
-// One rank's engine: the inbox, the progress lock and who holds it, the background thread, the waiters that
-// drive. What is done under the lock is the executor's business.
+// One rank's engine: the inbox, the progress lock and who holds it, the background thread, the
+// waiters that drive. What is done under the lock is the executor's business.
 //
-// Threads. Callers touch the inbox (one mutex), Works and Completions. Everything else belongs to whoever
-// holds the progress lock: the background thread, a caller that waits, or for a moment one that submits.
+// Threads. Callers touch the inbox (one mutex), Works and Completions. Everything else belongs to
+// whoever holds the progress lock: the background thread, a caller that waits, or for a moment one
+// that submits.
 #pragma once
 
 #include <atomic>
@@ -82,9 +83,9 @@ class Engine final : private transport::Receiver {
   bool DrainInbox() REQUIRES(progress_mu_) EXCLUDES(inbox_mu_);
   bool Arm() REQUIRES(progress_mu_);
   void Drive(Completion& completion, std::chrono::steady_clock::time_point deadline);
-  /// Arms the doorbell, gives up the lock, and wakes the background thread if something is left to do.
-  /// `more_soon`: a caller will drive again or the background thread look, so the doorbell may stay as it
-  /// is while it is lent.
+  /// Arms the doorbell, gives up the lock, and wakes the background thread if something is left to
+  /// do. `more_soon`: a caller will drive again or the background thread look, so the doorbell may
+  /// stay as it is while it is lent.
   void LeaveProgress(bool more_soon) RELEASE(progress_mu_);
   struct Nap {
     bool sleep = false;
@@ -140,9 +141,10 @@ class Engine final : private transport::Receiver {
   /// The doorbell is not armed, and the background thread looks again within kLendMs.
   bool lent_ GUARDED_BY(progress_mu_) = false;
 
-  std::atomic<bool> runnable_{false};   ///< The executor has work that waits for the lock only.
+  std::atomic<bool> runnable_{false};  ///< The executor has work that waits for the lock only.
   std::atomic<bool> failed_{false};
-  std::atomic<bool> sleeping_{false};   ///< The background thread is in, or about to enter, epoll_wait.
+  std::atomic<bool> sleeping_{
+      false};  ///< The background thread is in, or about to enter, epoll_wait.
   std::atomic<bool> stop_{false};
   std::atomic<bool> down_{false};
   std::atomic<int64_t> no_drive_until_ns_{0};

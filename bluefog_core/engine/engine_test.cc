@@ -204,7 +204,8 @@ TEST_P(EngineTest, ASendToARankThatDoesNotListenFailsOnBoth) {
       if (r == 0) weights.src = {{2, 0.5}};
       spec.weights = weights;
       auto y = Run(r, spec);
-      // Rank 0 sends to 1, which does not expect it (and may have finished already: it waits for nobody).
+      // Rank 0 sends to 1, which does not expect it (and may have finished already: it waits for
+      // nobody).
       if (r == 0) {
         ASSERT_FALSE(y.ok()) << r;
         EXPECT_THAT(std::string(y.status().message()), HasSubstr("rank 0"));

@@ -17,12 +17,12 @@ using transport::SendResult;
 
 namespace {
 
-// A cookie names an operation, one of its publishes (or a receive to fetch) and the target; 0 is for
-// control messages that nobody waits for.
+// A cookie names an operation, one of its publishes (or a receive to fetch) and the target; 0 is
+// for control messages that nobody waits for.
 struct Cookie {
-  uint32_t index;    ///< Of the operation, 22 bits.
-  int32_t ordinal;   ///< 26 bits.
-  int32_t target;    ///< 14 bits.
+  uint32_t index;   ///< Of the operation, 22 bits.
+  int32_t ordinal;  ///< 26 bits.
+  int32_t target;   ///< 14 bits.
   uint64_t Pack() const {
     return (uint64_t{index} + 1) << 40 | static_cast<uint64_t>(ordinal) << 14 |
            static_cast<uint64_t>(target);
@@ -137,8 +137,8 @@ void Executor::Start(Operation* op) {
       ++stats_->control_messages;
       SendControl(peer, HeaderOf(*op, MessageKind::kDescribe), std::as_bytes(std::span(text)));
     }
-    // Both ends announce themselves where data waits for it, and receivers also where the call names its
-    // own ranks: a partner that lists somebody else is found at once.
+    // Both ends announce themselves where data waits for it, and receivers also where the call
+    // names its own ranks: a partner that lists somebody else is found at once.
     if (op->needs_posts || op->dynamic) {
       for (const Plan::Inbound& in : plan.inbound) Post(op, in.peer, kReceivesFromYou);
     }
@@ -228,7 +228,8 @@ void Executor::ReleaseReceive(Operation* op, Operation::Receive& r) {
   r.data = nullptr;
 }
 
-// ---- What comes in ---------------------------------------------------------------------------------
+// ---- What comes in
+// ---------------------------------------------------------------------------------
 
 void Executor::OnMessage(int peer, const transport::Header& packed, const transport::View& view) {
   const WireHeader header = Unpack(packed);
@@ -263,14 +264,15 @@ void Executor::OnMessage(int peer, const transport::Header& packed, const transp
     return;
   }
   if (match_.IsPast(header.key)) {
-    // The operation is over here. An abort comes too late; so does a post that crossed with the data;
-    // anything else came from a partner that this rank never listed.
+    // The operation is over here. An abort comes too late; so does a post that crossed with the
+    // data; anything else came from a partner that this rank never listed.
     const bool crossed = header.kind == MessageKind::kPost && header.code == kReceivesFromYou &&
                          !match_.FinishedWithout(header.key, peer);
     if (header.kind != MessageKind::kAbort && !crossed) {
       Abort(header, peer,
             absl::InvalidArgumentError(
-                std::string(NameOf(header.op)) + " '" + match_.NameOf(header.key.name_hash) + "': rank " + std::to_string(rank_) + " finished this operation without rank " +
+                std::string(NameOf(header.op)) + " '" + match_.NameOf(header.key.name_hash) +
+                "': rank " + std::to_string(rank_) + " finished this operation without rank " +
                 std::to_string(peer) + ". Both ends of an edge must name each other"));
     }
     transport->Release(view);
@@ -308,9 +310,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   };
   if (header.kind == MessageKind::kAbort) {
     const std::string text =
-        copied ? std::string(reinterpret_cast<const char*>(copy.data()), copy.size())
-               : std::string(reinterpret_cast<const char*>(view.data),
-                             static_cast<size_t>(view.size));
+        copied
+            ? std::string(reinterpret_cast<const char*>(copy.data()), copy.size())
+            : std::string(reinterpret_cast<const char*>(view.data), static_cast<size_t>(view.size));
     drop();
     Fail(op, Status(static_cast<absl::StatusCode>(header.code), text), peer);
     return;
@@ -462,7 +464,8 @@ void Executor::OnSendDone(uint64_t cookie, const Status& status) {
   FinishIfQuiet(op);
 }
 
-// ---- What goes out ---------------------------------------------------------------------------------
+// ---- What goes out
+// ---------------------------------------------------------------------------------
 
 WireHeader Executor::HeaderOf(const Operation& op, MessageKind kind) const {
   WireHeader h;
@@ -480,8 +483,8 @@ WireHeader Executor::HeaderOf(const Operation& op, MessageKind kind) const {
 
 void Executor::SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload) {
   if (!peer_status_[peer].ok()) return;
-  payload = payload.first(std::min(
-      payload.size(), static_cast<size_t>(peers_[peer]->inline_limit())));
+  payload =
+      payload.first(std::min(payload.size(), static_cast<size_t>(peers_[peer]->inline_limit())));
   if (FlushOutbox(peer) &&
       peers_[peer]->Send(peer, Pack(header), payload, 0) != SendResult::kBusy) {
     return;
@@ -584,10 +587,11 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     const collective::Target& target = step.targets[t];
     header.message = static_cast<uint32_t>(target.message);
     header.weight = target.weight;
-    const SendResult sent = FlushOutbox(target.peer)
-                                ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
-                                                            Cookie{op->index, unit.ordinal, t}.Pack())
-                                : SendResult::kBusy;
+    const SendResult sent =
+        FlushOutbox(target.peer)
+            ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
+                                        Cookie{op->index, unit.ordinal, t}.Pack())
+            : SendResult::kBusy;
     if (sent == SendResult::kDown) {
       Fail(op, peer_status_[target.peer].ok()
                    ? absl::UnavailableError(op->ToString() + ": rank " +
@@ -605,8 +609,8 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     if (trace_->on()) {
       const int64_t now = NowNs();
       trace_->Instant(TraceTrack::kNetwork, "PUBLISH", op->name->name, now, target.peer);
-      trace_->FlowBegin(TraceTrack::kNetwork,
-                        FlowId(op->key, rank_, target.peer, header.message), now);
+      trace_->FlowBegin(TraceTrack::kNetwork, FlowId(op->key, rank_, target.peer, header.message),
+                        now);
     }
     p.unsent.erase(p.unsent.begin() + static_cast<std::ptrdiff_t>(i));
     *moved = true;
@@ -628,7 +632,8 @@ bool Executor::RunPublishes(Operation* op) {
   return moved;
 }
 
-// ---- The loop --------------------------------------------------------------------------------------
+// ---- The loop
+// --------------------------------------------------------------------------------------
 
 bool Executor::Run() {
   bool moved = false;
@@ -758,8 +763,8 @@ void Executor::FailUnfinished(const std::function<bool(const Operation&)>& which
   for (const std::vector<Operation*> all = active_; Operation * op : all) {
     if (!op->active || !which(*op)) continue;
     // What is left to do for neighbours only may linger.
-    const auto sent = std::count_if(
-        op->publishes.begin(), op->publishes.end(), [&](const Operation::Publish& p) {
+    const auto sent =
+        std::count_if(op->publishes.begin(), op->publishes.end(), [&](const Operation::Publish& p) {
           return p.prepared ? !p.unsent.empty() || p.unreleased > 0 : !op->needs_posts;
         });
     if (op->units_left > sent) {

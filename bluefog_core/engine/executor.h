@@ -1,6 +1,6 @@
-// Replays schedules: takes an operation's units as they become runnable, stages and publishes payloads,
-// hands views to combines, runs plugins tile by tile, releases what was read. Used under the progress lock;
-// nothing here blocks.
+// Replays schedules: takes an operation's units as they become runnable, stages and publishes
+// payloads, hands views to combines, runs plugins tile by tile, releases what was read. Used under
+// the progress lock; nothing here blocks.
 #pragma once
 
 #include <deque>
@@ -59,8 +59,8 @@ class Executor {
   void Abandon(Operation* op, const Status& status);
   /// Fails everything, now and from now on.
   void FailAll(const Status& status);
-  /// Of the operations that `which` picks, fails those that have more left to do than to send and to be
-  /// released.
+  /// Of the operations that `which` picks, fails those that have more left to do than to send and
+  /// to be released.
   void FailUnfinished(const std::function<bool(const Operation&)>& which, const Status& status);
   /// `peer` is gone: operations that need it fail now and from now on.
   void FailPeer(int peer, const Status& status);
@@ -105,7 +105,8 @@ class Executor {
   std::span<const std::byte> Encoded(Operation* op, const collective::Range& range);
   Status CombineCoded(Operation* op, const collective::Step& step, std::byte* out);
   std::byte* At(const Operation& op, const collective::Range& range, int64_t offset = 0) const;
-  const std::byte* Read(const Operation& op, const collective::Source& source, int64_t offset) const;
+  const std::byte* Read(const Operation& op, const collective::Source& source,
+                        int64_t offset) const;
   void NeedTiles(size_t buffers, int64_t bytes);
 
   // Control messages, in order with each other and before later data.

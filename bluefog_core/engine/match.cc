@@ -96,8 +96,8 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
       text << "the learning rate is " << op.value << " on rank " << rank_ << " and " << header.value
            << " on rank " << peer << ". It must be equal on all ranks at the same step";
     } else {
-      text << "rank " << rank_ << " and rank " << peer << " disagree on the plan of step " << op.step
-           << " (exchange, round or topology). All ranks must use the same topology";
+      text << "rank " << rank_ << " and rank " << peer << " disagree on the plan of step "
+           << op.step << " (exchange, round or topology). All ranks must use the same topology";
     }
   } else if (op.op == Op::kBroadcast && header.op == op.op && header.value != op.value) {
     text << "the root is " << op.value << " on rank " << rank_ << " and " << header.value

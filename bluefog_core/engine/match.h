@@ -1,5 +1,5 @@
-// Matching without negotiation: which operation a message belongs to, what came before its operation was
-// submitted, and whether both ends mean the same. Used under the progress lock.
+// Matching without negotiation: which operation a message belongs to, what came before its
+// operation was submitted, and whether both ends mean the same. Used under the progress lock.
 #pragma once
 
 #include <string>
@@ -29,7 +29,8 @@ class Match {
   /// Makes `op` findable and returns what came early for it, in order of arrival.
   std::vector<Early> Add(Operation* op);
   void Remove(const Operation& op);
-  /// The last operation of this name ended here and did not send to `peer`. False if it is not known.
+  /// The last operation of this name ended here and did not send to `peer`. False if it is not
+  /// known.
   bool FinishedWithout(const Key& key, int peer) const;
   /// Keeps a message; true if the caller should copy it out and detach the view, because the peer's
   /// buffer is filling with messages that wait.
@@ -52,7 +53,8 @@ class Match {
   std::unordered_map<Key, Operation*, KeyHash> active_;
   std::unordered_map<uint64_t, uint32_t> next_use_;  ///< By name: activated so far.
   std::unordered_map<Key, std::vector<Early>, KeyHash> early_;
-  std::unordered_map<uint64_t, std::pair<uint32_t, std::shared_ptr<const Plan>>> last_;  ///< By name.
+  std::unordered_map<uint64_t, std::pair<uint32_t, std::shared_ptr<const Plan>>>
+      last_;  ///< By name.
   std::vector<int64_t> held_bytes_;
   std::unordered_map<uint64_t, std::string> names_;
   std::unordered_map<uint64_t, std::unordered_map<int, std::string>> descriptions_;

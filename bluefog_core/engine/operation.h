@@ -1,5 +1,5 @@
-// One submitted operation on its way through the executor. Everything here belongs to whoever holds the
-// progress lock, except what WorkImpl guards itself.
+// One submitted operation on its way through the executor. Everything here belongs to whoever holds
+// the progress lock, except what WorkImpl guards itself.
 #pragma once
 
 #include <array>
@@ -55,13 +55,15 @@ class WorkImpl final : public Work {
   std::shared_ptr<void> keep_alive_;
 };
 
-/// What the executor calls for produce, measure and consume steps. All calls under the progress lock.
+/// What the executor calls for produce, measure and consume steps. All calls under the progress
+/// lock.
 class PluginHooks {
  public:
   virtual ~PluginHooks() = default;
   virtual void Produce(int64_t begin, int64_t count) = 0;
   /// `ordinal`: which measure step, so that partials add up in a fixed order.
-  virtual void Measure(int ordinal, int64_t begin, int64_t count, std::span<const std::byte* const> mixed) = 0;
+  virtual void Measure(int ordinal, int64_t begin, int64_t count,
+                       std::span<const std::byte* const> mixed) = 0;
   /// `mixed[p]` points at element `begin` of payload p's average.
   virtual Status Consume(int64_t begin, int64_t count, std::span<const std::byte* const> mixed) = 0;
   virtual const Codec* codec() const = 0;
@@ -81,7 +83,7 @@ struct NameEntry {
   std::atomic<bool> in_flight{false};
   // Guarded by the engine's inbox mutex.
   uint32_t next_use = 0;
-  std::string first_use;      ///< Operation and tensor of the first use; empty before.
+  std::string first_use;  ///< Operation and tensor of the first use; empty before.
   uint64_t first_hash = 0;
   // Under the progress lock: the description hash last sent, by peer.
   std::vector<uint64_t> described;

@@ -53,14 +53,13 @@ StatusOr<std::shared_ptr<std::byte>> OutputPool::Allocate(int64_t bytes) {
                                           " bytes");
     }
   }
-  return std::shared_ptr<std::byte>(
-      block, [pool = weak_from_this(), size](std::byte* p) {
-        if (std::shared_ptr<OutputPool> alive = pool.lock()) {
-          alive->Return(p, size);
-        } else {
-          Free(p, size);
-        }
-      });
+  return std::shared_ptr<std::byte>(block, [pool = weak_from_this(), size](std::byte* p) {
+    if (std::shared_ptr<OutputPool> alive = pool.lock()) {
+      alive->Return(p, size);
+    } else {
+      Free(p, size);
+    }
+  });
 }
 
 void OutputPool::Return(std::byte* block, int64_t size) {

@@ -1,5 +1,5 @@
-// Fresh outputs come from here: a new 64 MiB block costs more in page faults than the average itself.
-// Blocks are kept by size class and handed out again once the last reference is gone.
+// Fresh outputs come from here: a new 64 MiB block costs more in page faults than the average
+// itself. Blocks are kept by size class and handed out again once the last reference is gone.
 #pragma once
 
 #include <cstddef>

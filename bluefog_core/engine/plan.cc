@@ -52,8 +52,9 @@ StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule) {
         if (source.receive >= 0) read.insert(plan->unit_of_step[source.receive]);
       }
       plan->largest_message = std::max(
-          plan->largest_message,
-          step.kind == StepKind::kPublish || step.kind == StepKind::kReceive ? step.range.count : 0);
+          plan->largest_message, step.kind == StepKind::kPublish || step.kind == StepKind::kReceive
+                                     ? step.range.count
+                                     : 0);
       if (step.kind == StepKind::kReceive) {
         unit.ordinal = plan->receives++;
         auto it = std::find_if(plan->inbound.begin(), plan->inbound.end(),

@@ -1,5 +1,6 @@
-// A Schedule made ready for replay: its steps grouped into units (what the executor runs at once), with
-// their dependencies counted. Immutable and shared by all operations of the same kind and shape.
+// A Schedule made ready for replay: its steps grouped into units (what the executor runs at once),
+// with their dependencies counted. Immutable and shared by all operations of the same kind and
+// shape.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +33,9 @@ struct Plan {
   std::vector<int32_t> dependents;
   std::vector<int32_t> unit_of_step;
   std::vector<int32_t> publish_units;  ///< By ordinal.
-  std::vector<Inbound> inbound;   ///< Ascending by peer.
-  std::vector<int> destinations;  ///< Ascending.
-  std::vector<int> peers;         ///< Union of both, ascending.
+  std::vector<Inbound> inbound;        ///< Ascending by peer.
+  std::vector<int> destinations;       ///< Ascending.
+  std::vector<int> peers;              ///< Union of both, ascending.
   int receives = 0, publishes = 0, produces = 0, consumes = 0, measures = 0;
   int64_t largest_message = 0;  ///< Elements.
 

@@ -44,8 +44,7 @@ collective::Schedule Planner::Make(const Request& r) const {
   switch (r.op) {
     case Op::kNeighborAllreduce:
       return collective::PlanNeighborAllreduce(
-          in, *r.neighborhood,
-          r.send_weights == nullptr ? std::vector<double>() : *r.send_weights);
+          in, *r.neighborhood, r.send_weights == nullptr ? std::vector<double>() : *r.send_weights);
     case Op::kAllreduce:
       return collective::PlanAllreduce(in, r.average, one_shot);
     case Op::kBroadcast:
@@ -58,10 +57,10 @@ collective::Schedule Planner::Make(const Request& r) const {
       break;
   }
   const collective::Schedule exchange =
-      r.silent                                     ? collective::PlanLocal(in)
-      : r.collective == Collective::kAllreduce     ? collective::PlanAllreduce(in, true, one_shot)
-                                                   : collective::PlanNeighborAllreduce(
-                                                         in, *r.neighborhood, {});
+      r.silent ? collective::PlanLocal(in)
+      : r.collective == Collective::kAllreduce
+          ? collective::PlanAllreduce(in, true, one_shot)
+          : collective::PlanNeighborAllreduce(in, *r.neighborhood, {});
   return collective::WithPlugin(exchange, *r.plugin);
 }
 

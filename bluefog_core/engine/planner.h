@@ -1,4 +1,5 @@
-// From an operation to the Plan it replays: picks the collective, cuts chunks, remembers what was planned.
+// From an operation to the Plan it replays: picks the collective, cuts chunks, remembers what was
+// planned.
 #pragma once
 
 #include <memory>

@@ -1,6 +1,7 @@
 // Chunk-sized arena memory for staging private tensors (sending) and for fetched views (receiving).
-// Nothing an operation can do makes another wait for ever: beyond the free slots, an operation that holds
-// fewer than its guarantee gets an overflow slot, so each operation can always move on by itself.
+// Nothing an operation can do makes another wait for ever: beyond the free slots, an operation that
+// holds fewer than its guarantee gets an overflow slot, so each operation can always move on by
+// itself.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,8 @@ class SlotPool {
         base_slots_(std::max<int64_t>(2, total_bytes / slot_bytes)) {}
 
   int64_t slot_bytes() const { return slot_bytes_; }
-  /// Null if none is free and the caller already holds `guarantee`; an error if memory is exhausted.
+  /// Null if none is free and the caller already holds `guarantee`; an error if memory is
+  /// exhausted.
   StatusOr<std::shared_ptr<std::byte>> Acquire(int64_t held, int64_t guarantee);
   void Release(std::shared_ptr<std::byte> slot);
 

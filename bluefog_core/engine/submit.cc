@@ -1,4 +1,5 @@
-// The caller's side of an operation: what can be wrong with a call is found here, on the caller's thread.
+// The caller's side of an operation: what can be wrong with a call is found here, on the caller's
+// thread.
 #include <algorithm>
 #include <cmath>
 #include <set>
@@ -13,12 +14,18 @@ namespace bluefog {
 
 const char* NameOf(Op op) {
   switch (op) {
-    case Op::kNeighborAllreduce: return "neighbor_allreduce";
-    case Op::kAllreduce: return "allreduce";
-    case Op::kBroadcast: return "broadcast";
-    case Op::kAllgather: return "allgather";
-    case Op::kBarrier: return "barrier";
-    case Op::kOptimizer: return "optimizer";
+    case Op::kNeighborAllreduce:
+      return "neighbor_allreduce";
+    case Op::kAllreduce:
+      return "allreduce";
+    case Op::kBroadcast:
+      return "broadcast";
+    case Op::kAllgather:
+      return "allgather";
+    case Op::kBarrier:
+      return "barrier";
+    case Op::kOptimizer:
+      return "optimizer";
   }
   return "?";
 }
@@ -51,7 +58,8 @@ Status Engine::Validate(const OpSpec& spec, const std::string& what) const {
   if (spec.op == Op::kAllreduce && !floating &&
       (spec.average || (spec.input.dtype != DType::kInt32 && spec.input.dtype != DType::kInt64))) {
     return bad(std::string("cannot ") + (spec.average ? "average " : "sum ") +
-               NameOf(spec.input.dtype) + " tensors; use average=False with int32 or int64, or a "
+               NameOf(spec.input.dtype) +
+               " tensors; use average=False with int32 or int64, or a "
                "floating-point tensor");
   }
   if (spec.op == Op::kBroadcast && (spec.root < 0 || spec.root >= place_.size)) {
@@ -127,9 +135,9 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
   }
   std::sort(out.in.begin(), out.in.end(), by_rank);
   const double even = 1.0 / static_cast<double>(call.src.size() + 1);
-  out.uniform = out.in.size() == call.src.size() && out.self_weight == even &&
-                std::all_of(out.in.begin(), out.in.end(),
-                            [&](const Edge& e) { return e.weight == even; });
+  out.uniform =
+      out.in.size() == call.src.size() && out.self_weight == even &&
+      std::all_of(out.in.begin(), out.in.end(), [&](const Edge& e) { return e.weight == even; });
   return out;
 }
 
@@ -179,19 +187,19 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
       const uint64_t hash = StableHash().Add(spec.op).Add(spec.input.LayoutHash()).value();
       const std::string text = std::string(NameOf(spec.op)) + " " + spec.input.ToString();
       if (name->in_flight.load(std::memory_order_acquire)) {
-        return absl::InvalidArgumentError(
-            "rank " + std::to_string(place_.rank) + ": " + what +
-            ": an operation of this name is in flight (" + name->first_use +
-            "); wait for it first, or use another name");
+        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what +
+                                          ": an operation of this name is in flight (" +
+                                          name->first_use +
+                                          "); wait for it first, or use another name");
       }
       if (name->first_hash == 0) {
         name->first_hash = hash;
         name->first_use = text;
       } else if (name->first_hash != hash) {
-        return absl::InvalidArgumentError(
-            "rank " + std::to_string(place_.rank) + ": " + what + ": the name stands for " +
-            name->first_use + " since its first use, and now came " + text +
-            "; use another name for another tensor");
+        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what +
+                                          ": the name stands for " + name->first_use +
+                                          " since its first use, and now came " + text +
+                                          "; use another name for another tensor");
       }
     }
     if (spec.op == Op::kNeighborAllreduce) round = round_;
@@ -207,7 +215,8 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.input = spec.input;
   s.dtype = spec.input.dtype;
   s.element_bytes = SizeOf(spec.input.dtype);
-  // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must not.
+  // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must
+  // not.
   s.value = spec.op == Op::kBroadcast ? spec.root : spec.op == Op::kAllreduce && spec.average;
   s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
   s.description_hash = StableHash().Add(s.plan_hash).Add(spec.input.LayoutHash()).value();
@@ -272,9 +281,9 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
 Status Engine::SetTopology(TopologySequence topology) {
   if (Status s = CheckUsable("set_topology"); !s.ok()) return s;
   if (topology.size() != place_.size) {
-    return absl::InvalidArgumentError(
-        "set_topology: the graph '" + topology.name() + "' has " +
-        std::to_string(topology.size()) + " ranks, the job has " + std::to_string(place_.size));
+    return absl::InvalidArgumentError("set_topology: the graph '" + topology.name() + "' has " +
+                                      std::to_string(topology.size()) + " ranks, the job has " +
+                                      std::to_string(place_.size));
   }
   if (place_.rank == 0) {
     // One rank speaks for all: the graph is the same everywhere.

@@ -1,5 +1,5 @@
-// What lies in a transport header: the key by which operations match without negotiation, and the facts
-// that both ends must agree on.
+// What lies in a transport header: the key by which operations match without negotiation, and the
+// facts that both ends must agree on.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,17 @@ namespace bluefog {
 
 enum class MessageKind : uint8_t {
   kData = 1,  ///< One message of a schedule.
-  kPost,      ///< "I have submitted this operation and receive from you": more than the eager limit may come.
-  kDescribe,  ///< Payload: name '\0' description. Before the first message of a name, and when it changes.
-  kAbort,     ///< Payload: why. The operation failed at the sender, or the receiver's message was refused.
+  kPost,  ///< "I have submitted this operation and receive from you": more than the eager limit may
+          ///< come.
+  kDescribe,  ///< Payload: name '\0' description. Before the first message of a name, and when it
+              ///< changes.
+  kAbort,     ///< Payload: why. The operation failed at the sender, or the receiver's message was
+              ///< refused.
   kUser,      ///< An active message for a handler of the engine.
 };
 
-/// Operations match by key. `use` counts how often the name was submitted, so a late message can never
-/// meet a later operation.
+/// Operations match by key. `use` counts how often the name was submitted, so a late message can
+/// never meet a later operation.
 struct Key {
   uint64_t name_hash = 0;
   uint32_t use = 0;
@@ -39,8 +42,8 @@ struct WireHeader {
   uint8_t code = 0;  ///< kAbort: absl::StatusCode. kUser: which handler.
   uint32_t message = 0;
   Key key;
-  int64_t count = 0;         ///< Elements of the whole operation.
-  int64_t elements = 0;      ///< Elements in this message.
+  int64_t count = 0;     ///< Elements of the whole operation.
+  int64_t elements = 0;  ///< Elements in this message.
   uint32_t layout_hash = 0;
   uint32_t incarnation = 0;  ///< Of the sender's engine: a frame of an earlier life is dropped.
   uint64_t plan_hash = 0;    ///< Root, average, plugin, hyper-parameters, step.

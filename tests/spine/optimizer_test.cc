@@ -78,8 +78,8 @@ Status Train(Communicator& comm, const Training& run, Vector* values) {
   std::vector<Vectors> state(states);
   size_t total = 0;
   for (size_t p = 0; p < kSizes.size(); ++p) {
-    options.params.push_back(
-        {std::string(1, 'p') + std::to_string(p), kSizes[p], DType::kFloat64, GroupOf(p), 1, "float64"});
+    options.params.push_back({std::string(1, 'p') + std::to_string(p), kSizes[p], DType::kFloat64,
+                              GroupOf(p), 1, "float64"});
     x.emplace_back();
     for (int64_t i = 0; i < kSizes[p]; ++i) x[p].push_back(Start(comm.rank(), total++));
     g.emplace_back(x[p].size());

@@ -1,5 +1,5 @@
-// The C++ face of the engine: submit named operations, get Works, wait for them. Thread-safe. Any order of
-// submission works: peers match operations by name and by how often the name was used.
+// The C++ face of the engine: submit named operations, get Works, wait for them. Thread-safe. Any
+// order of submission works: peers match operations by name and by how often the name was used.
 #pragma once
 
 #include <atomic>
@@ -21,22 +21,29 @@ namespace bluefog {
 
 class Engine;
 
-enum class Op : uint8_t { kNeighborAllreduce, kAllreduce, kBroadcast, kAllgather, kBarrier, kOptimizer };
+enum class Op : uint8_t {
+  kNeighborAllreduce,
+  kAllreduce,
+  kBroadcast,
+  kAllgather,
+  kBarrier,
+  kOptimizer
+};
 /// "neighbor_allreduce", … the same in C++, Python, the timeline and error messages.
 const char* NameOf(Op op);
 
-/// Weights of one call, instead of the topology's. y = self_weight*x + sum src[j].weight * (weight that j
-/// gave in its dst) * x_j.
+/// Weights of one call, instead of the topology's. y = self_weight*x + sum src[j].weight * (weight
+/// that j gave in its dst) * x_j.
 struct MixingWeights {
   double self_weight = 1.0;
   std::vector<Edge> src;
-  /// Not set: a static call; src must be in-neighbours, the rest of the topology is sent to as usual.
-  /// Set (also when empty): a dynamic call; any ranks, the topology is ignored.
+  /// Not set: a static call; src must be in-neighbours, the rest of the topology is sent to as
+  /// usual. Set (also when empty): a dynamic call; any ranks, the topology is ignored.
   std::optional<std::vector<Edge>> dst;
 };
 
-/// One operation. Shapes, dtype, memory order, operation and weights-relevant facts are compared with the
-/// partner's; a difference is an error on every rank involved that names both values.
+/// One operation. Shapes, dtype, memory order, operation and weights-relevant facts are compared
+/// with the partner's; a difference is an error on every rank involved that names both values.
 struct OpSpec {
   Op op = Op::kNeighborAllreduce;
   /// Empty: matched by kind of operation and order of call.
@@ -56,8 +63,8 @@ class Work {
  public:
   virtual ~Work() = default;
   virtual bool done() const = 0;
-  /// Blocks until done, or until `timeout` (then DeadlineExceeded, and the work goes on). Drives progress
-  /// itself for a bounded time before it blocks. The status is that of the operation.
+  /// Blocks until done, or until `timeout` (then DeadlineExceeded, and the work goes on). Drives
+  /// progress itself for a bounded time before it blocks. The status is that of the operation.
   virtual Status Wait(std::chrono::nanoseconds timeout = std::chrono::nanoseconds::max()) = 0;
   /// After done() with Ok. Fresh outputs stay valid as long as `output_memory` is held.
   virtual TensorView output() const = 0;
@@ -76,19 +83,20 @@ struct CommunicatorOptions {
 struct EngineStats {
   int64_t ops_submitted = 0, ops_done = 0, ops_failed = 0;
   int64_t messages_sent = 0, bytes_sent = 0, posts_sent = 0, nacks_sent = 0;
-  int64_t allocations = 0;     ///< Heap allocations by operations once plans and pools are warm: stays.
-  int64_t bytes_pinned = 0;    ///< Arena segments.
+  int64_t allocations =
+      0;  ///< Heap allocations by operations once plans and pools are warm: stays.
+  int64_t bytes_pinned = 0;  ///< Arena segments.
   int64_t control_messages = 0;
   int64_t nonfinite_gradients = 0;
-  int64_t busy_ns = 0;         ///< Union of the times in which at least one exchange was under way.
-  int64_t blocked_ns = 0;      ///< Callers' time inside Wait.
+  int64_t busy_ns = 0;     ///< Union of the times in which at least one exchange was under way.
+  int64_t blocked_ns = 0;  ///< Callers' time inside Wait.
 };
 
 class Communicator {
  public:
-  /// Joins the job that the configuration describes (bluefog run, torchrun's variables) or is alone, and
-  /// logs one line that says which. Blocks until all ranks have joined or join_timeout_ms is over; the
-  /// error names the missing ranks.
+  /// Joins the job that the configuration describes (bluefog run, torchrun's variables) or is
+  /// alone, and logs one line that says which. Blocks until all ranks have joined or
+  /// join_timeout_ms is over; the error names the missing ranks.
   static StatusOr<std::unique_ptr<Communicator>> Create(const CommunicatorOptions& options);
   /// The same with Config::FromEnvironment().
   static StatusOr<std::unique_ptr<Communicator>> Create();
@@ -105,14 +113,14 @@ class Communicator {
   /// Where this rank's place came from: "bluefog run", "torchrun", "alone", "in process".
   const std::string& launched_by() const;
 
-  /// Used by operations submitted from now on. Every rank calls it at the same point of its program.
-  /// Warnings (sums, connectivity) are logged; a wrong size is an error. Dynamic: the round of a plain
-  /// neighbor_allreduce is `round` of its submission count.
+  /// Used by operations submitted from now on. Every rank calls it at the same point of its
+  /// program. Warnings (sums, connectivity) are logged; a wrong size is an error. Dynamic: the
+  /// round of a plain neighbor_allreduce is `round` of its submission count.
   Status SetTopology(TopologySequence topology);
   std::shared_ptr<const TopologySequence> topology() const;
 
-  /// Errors that are the caller's own come back at once; everything else comes with the Work. A handle
-  /// that is dropped does not cancel the operation.
+  /// Errors that are the caller's own come back at once; everything else comes with the Work. A
+  /// handle that is dropped does not cancel the operation.
   StatusOr<std::shared_ptr<Work>> Submit(OpSpec spec);
 
   /// Memory that neighbours on this host read in place (`bf.empty`).

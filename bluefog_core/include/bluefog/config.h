@@ -1,6 +1,6 @@
-// Every setting, in one table (base/config.cc): name, environment variable, default, unit, what it does.
-// Read once, by Config::FromEnvironment, and passed down; nothing else in the library reads the
-// environment. `bluefog info --config` prints the table.
+// Every setting, in one table (base/config.cc): name, environment variable, default, unit, what it
+// does. Read once, by Config::FromEnvironment, and passed down; nothing else in the library reads
+// the environment. `bluefog info --config` prints the table.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ namespace bluefog {
 
 struct Config {
   // Engine.
-  int64_t eager_bytes = 8 << 10;           ///< Up to this size data goes without waiting for a post.
-  int64_t chunk_bytes = 512 << 10;         ///< Unit on the wire.
-  int64_t tile_bytes = 32 << 10;           ///< Unit of combine and consume.
-  int64_t bucket_bytes = 8 << 20;          ///< Parameters fused into one operation, at most.
-  int64_t slot_bytes = 8 << 20;            ///< Arena memory for staging private tensors.
-  int64_t drive_us = 100;                  ///< A waiting caller drives at most so long without progress.
-  int64_t yield_limit_us = 50;             ///< A longer sched_yield means the core is wanted: block.
-  int64_t no_drive_ms = 100;               ///< … and do not drive for so long.
+  int64_t eager_bytes = 8 << 10;    ///< Up to this size data goes without waiting for a post.
+  int64_t chunk_bytes = 512 << 10;  ///< Unit on the wire.
+  int64_t tile_bytes = 32 << 10;    ///< Unit of combine and consume.
+  int64_t bucket_bytes = 8 << 20;   ///< Parameters fused into one operation, at most.
+  int64_t slot_bytes = 8 << 20;     ///< Arena memory for staging private tensors.
+  int64_t drive_us = 100;           ///< A waiting caller drives at most so long without progress.
+  int64_t yield_limit_us = 50;      ///< A longer sched_yield means the core is wanted: block.
+  int64_t no_drive_ms = 100;        ///< … and do not drive for so long.
   // Patience.
   int64_t stall_report_ms = 5'000;
   int64_t op_timeout_ms = 600'000;
@@ -30,17 +30,17 @@ struct Config {
   int64_t suspect_ms = 1'000;
   int64_t dead_ms = 2'000;
   // Observation.
-  std::string log_level = "info";          ///< trace, debug, info, warn, error, off.
+  std::string log_level = "info";  ///< trace, debug, info, warn, error, off.
   bool log_hide_time = false;
-  std::string timeline;                    ///< Prefix of the per-rank trace files; empty: off.
-  std::string failpoints;                  ///< "name=action[@count];…", for tests.
+  std::string timeline;    ///< Prefix of the per-rank trace files; empty: off.
+  std::string failpoints;  ///< "name=action[@count];…", for tests.
   // Where the components lie; empty: beside libbluefog.so.
   std::string component_dir;
 
   // The place in the job as a launcher gave it; empty or -1 where it did not.
-  std::string job_id, coordinator;         ///< coordinator: host:port of the control plane.
+  std::string job_id, coordinator;  ///< coordinator: host:port of the control plane.
   int rank = -1, size = -1, local_rank = -1, local_size = -1;
-  int nodes_per_machine = 0;               ///< BLUEFOG_NODES_PER_MACHINE.
+  int nodes_per_machine = 0;  ///< BLUEFOG_NODES_PER_MACHINE.
 
   // torchrun's variables, as they are.
   int torch_rank = -1, torch_world_size = -1, torch_local_rank = -1, torch_local_world_size = -1;

@@ -1,10 +1,12 @@
-// A model's parameters bound to an optimizer plugin and a communicator: what a training loop talks to.
+// A model's parameters bound to an optimizer plugin and a communicator: what a training loop talks
+// to.
 //
-//   DistributedOptimizer opt = …Create(comm, {.plugin = "decentlam", .params = {…}, .hypers = {…}});
-//   loop: compute gradients; opt.Ready(i, {x, g, state}) as each is there; opt.Step({…})
+//   DistributedOptimizer opt = …Create(comm, {.plugin = "decentlam", .params = {…}, .hypers =
+//   {…}}); loop: compute gradients; opt.Ready(i, {x, g, state}) as each is there; opt.Step({…})
 //
-// From Ready(i) (overlap) or Step (no overlap) until Step's return x, g and the states of parameter i belong to the
-// engine. Not thread-safe, but Ready may come from another thread than Step if they do not overlap.
+// From Ready(i) (overlap) or Step (no overlap) until Step's return x, g and the states of parameter
+// i belong to the engine. Not thread-safe, but Ready may come from another thread than Step if they
+// do not overlap.
 #pragma once
 
 #include <array>
@@ -54,10 +56,10 @@ struct DistributedOptimizerOptions {
 
 class DistributedOptimizer {
  public:
-  /// Collective: compares names, layouts, plugin and order of the parameters over the ranks; the error
-  /// names the rank that differs and both values.
-  static StatusOr<std::unique_ptr<DistributedOptimizer>> Create(Communicator* comm,
-                                                                DistributedOptimizerOptions options);
+  /// Collective: compares names, layouts, plugin and order of the parameters over the ranks; the
+  /// error names the rank that differs and both values.
+  static StatusOr<std::unique_ptr<DistributedOptimizer>> Create(
+      Communicator* comm, DistributedOptimizerOptions options);
   virtual ~DistributedOptimizer() = default;
 
   virtual const Traits& traits() const = 0;
@@ -65,21 +67,25 @@ class DistributedOptimizer {
   /// Of the next step: after a checkpoint was loaded. Not while a step is under way.
   virtual Status SetStep(int64_t step) = 0;
   /// From step `from_step` on (must be later than this one), on all ranks alike.
-  virtual Status SetTopology(std::shared_ptr<const TopologySequence> topology, int64_t from_step) = 0;
+  virtual Status SetTopology(std::shared_ptr<const TopologySequence> topology,
+                             int64_t from_step) = 0;
 
-  /// The gradient of one parameter is there. `hypers`: one per group, snapshotted by the first Ready of a
-  /// step and compared by the later ones and by Step: FailedPrecondition if they differ. A second Ready
-  /// for a parameter in one step is FailedPrecondition.
-  virtual Status Ready(int param, const ParameterBinding& binding, std::span<const Hyper> hypers) = 0;
-  /// Ends the step: binds what was not Ready yet (`bindings` by parameter; those already Ready are not
-  /// looked at), opens all gates and waits until every parameter is updated. On failure the parameters may be
-  /// partly updated and the communicator's status says why.
-  virtual Status Step(std::span<const ParameterBinding> bindings, std::span<const Hyper> hypers) = 0;
+  /// The gradient of one parameter is there. `hypers`: one per group, snapshotted by the first
+  /// Ready of a step and compared by the later ones and by Step: FailedPrecondition if they differ.
+  /// A second Ready for a parameter in one step is FailedPrecondition.
+  virtual Status Ready(int param, const ParameterBinding& binding,
+                       std::span<const Hyper> hypers) = 0;
+  /// Ends the step: binds what was not Ready yet (`bindings` by parameter; those already Ready are
+  /// not looked at), opens all gates and waits until every parameter is updated. On failure the
+  /// parameters may be partly updated and the communicator's status says why.
+  virtual Status Step(std::span<const ParameterBinding> bindings,
+                      std::span<const Hyper> hypers) = 0;
   /// True between the first Ready and the end of Step.
   virtual bool in_step() const = 0;
-  /// Like Step's second half, bounded: FailedPrecondition if no Step was begun. For callers that must look at
-  /// signals: BeginStep, then WaitStep(100 ms) until it is not DeadlineExceeded.
-  virtual Status BeginStep(std::span<const ParameterBinding> bindings, std::span<const Hyper> hypers) = 0;
+  /// Like Step's second half, bounded: FailedPrecondition if no Step was begun. For callers that
+  /// must look at signals: BeginStep, then WaitStep(100 ms) until it is not DeadlineExceeded.
+  virtual Status BeginStep(std::span<const ParameterBinding> bindings,
+                           std::span<const Hyper> hypers) = 0;
   virtual Status WaitStep(std::chrono::nanoseconds timeout) = 0;
   /// Bytes of payload slots held for this optimizer.
   virtual int64_t bytes_pinned() const = 0;

@@ -11,7 +11,16 @@
 namespace bluefog {
 
 enum class DType : uint8_t {
-  kFloat32 = 0, kFloat64, kFloat16, kBFloat16, kInt8, kUInt8, kInt16, kInt32, kInt64, kBool,
+  kFloat32 = 0,
+  kFloat64,
+  kFloat16,
+  kBFloat16,
+  kInt8,
+  kUInt8,
+  kInt16,
+  kInt32,
+  kInt64,
+  kBool,
 };
 inline constexpr int kDTypeCount = 10;
 
@@ -33,8 +42,9 @@ struct Device {
 inline constexpr int kMaxDims = 8;
 
 /// A borrowed, dense tensor. `count` elements lie without gaps at `data`; the order of the
-/// dimensions in memory is given by the strides (in elements), so a channels_last tensor is fine and
-/// is told apart from a contiguous one. Frameworks with more than eight dimensions merge the last.
+/// dimensions in memory is given by the strides (in elements), so a channels_last tensor is fine
+/// and is told apart from a contiguous one. Frameworks with more than eight dimensions merge the
+/// last.
 struct TensorView {
   void* data = nullptr;
   int64_t count = 0;
