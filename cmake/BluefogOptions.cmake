@@ -21,6 +21,9 @@ endif()
 # Contraction off: an FMA happens only where the code says so, so that results do not depend on
 # the compiler or the instruction set.
 set(BLUEFOG_FLAGS -Wall -Wextra -Wconversion -Wno-sign-conversion -ffp-contract=off)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND BLUEFOG_FLAGS -Wno-restrict)  # GCC 12: false alarms on "literal" + std::string.
+endif()
 if(BLUEFOG_WERROR)
   list(APPEND BLUEFOG_FLAGS -Werror)
 endif()
