@@ -1,7 +1,7 @@
 #include "engine/output_pool.h"
 
 #include <bit>
-#include <new>
+#include <cstdlib>
 #include <string>
 
 namespace bluefog {
@@ -15,7 +15,7 @@ int64_t SizeClass(int64_t bytes) {
   return (bytes + kMiB - 1) / kMiB * kMiB;
 }
 
-constexpr std::align_val_t kAlignment{64};
+constexpr size_t kAlignment = 64;  // Divides every size class.
 
 }  // namespace
 
@@ -25,13 +25,11 @@ std::shared_ptr<OutputPool> OutputPool::Create(int64_t keep_bytes) {
 
 OutputPool::~OutputPool() {
   for (auto& [size, blocks] : idle_) {
-    for (std::byte* block : blocks) Free(block, size);
+    for (std::byte* block : blocks) Free(block);
   }
 }
 
-void OutputPool::Free(std::byte* block, int64_t size) {
-  ::operator delete(block, static_cast<size_t>(size), kAlignment);
-}
+void OutputPool::Free(std::byte* block) { std::free(block); }
 
 StatusOr<std::shared_ptr<std::byte>> OutputPool::Allocate(int64_t bytes) {
   const int64_t size = SizeClass(bytes);
@@ -46,8 +44,7 @@ StatusOr<std::shared_ptr<std::byte>> OutputPool::Allocate(int64_t bytes) {
     }
   }
   if (block == nullptr) {
-    block = static_cast<std::byte*>(
-        ::operator new(static_cast<size_t>(size), kAlignment, std::nothrow));
+    block = static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(size)));
     if (block == nullptr) {
       return absl::ResourceExhaustedError("no memory for an output of " + std::to_string(bytes) +
                                           " bytes");
@@ -57,7 +54,7 @@ StatusOr<std::shared_ptr<std::byte>> OutputPool::Allocate(int64_t bytes) {
     if (std::shared_ptr<OutputPool> alive = pool.lock()) {
       alive->Return(p, size);
     } else {
-      Free(p, size);
+      Free(p);
     }
   });
 }
@@ -71,7 +68,7 @@ void OutputPool::Return(std::byte* block, int64_t size) {
       return;
     }
   }
-  Free(block, size);
+  Free(block);
 }
 
 }  // namespace bluefog

@@ -24,7 +24,7 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
  private:
   explicit OutputPool(int64_t keep_bytes) : keep_bytes_(keep_bytes) {}
   void Return(std::byte* block, int64_t size);
-  static void Free(std::byte* block, int64_t size);
+  static void Free(std::byte* block);
 
  public:
   ~OutputPool();
