@@ -3,7 +3,8 @@
 # stacks of its whole process group with gdb, kill it, and exit 124.
 set -u
 limit=$1; shift
-setsid "$@" &
+set -m  # A process group of its own, and SIGINT not ignored, as it is in a plain `command &`.
+"$@" &
 child=$!
 trap 'kill -KILL -- -$child 2>/dev/null' EXIT
 trap 'exit 130' INT TERM
@@ -14,7 +15,7 @@ while true; do
   wait "$child"; rc=$?
   if [ "$hung" = 1 ]; then
     echo "with_stacks: still running after ${limit} s: $*" >&2
-    for pid in $(ps -o pid= --sid "$child" 2>/dev/null | head -12); do
+    for pid in $(pgrep -g "$child" 2>/dev/null | head -12); do
       echo "=== stacks of pid $pid: $(tr '\0' ' ' </proc/"$pid"/cmdline 2>/dev/null)" >&2
       if command -v gdb >/dev/null; then
         timeout 20 gdb -p "$pid" -batch -ex 'set pagination off' -ex 'thread apply all bt 20' 2>/dev/null |

@@ -115,7 +115,12 @@ class Launcher {
     signal(SIGPIPE, SIG_IGN);
     sigset_t taken;
     sigemptyset(&taken);
-    for (int s : {SIGCHLD, SIGINT, SIGTERM, SIGHUP}) sigaddset(&taken, s);
+    for (int s : {SIGCHLD, SIGINT, SIGTERM, SIGHUP}) {
+      // What was ignored at the start stays so: SIGHUP by nohup, SIGINT by a script's `command &`.
+      struct sigaction inherited {};
+      sigaction(s, nullptr, &inherited);
+      if (s == SIGCHLD || inherited.sa_handler != SIG_IGN) sigaddset(&taken, s);
+    }
     sigprocmask(SIG_BLOCK, &taken, &inherited_mask_);
     signals_ = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
     for (int r = 0; r < options_.ranks && !exit_code_; ++r) {
@@ -166,6 +171,7 @@ class Launcher {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);  // It died before the line above.
     signal(SIGPIPE, SIG_DFL);
+    signal(SIGINT, SIG_DFL);  // It is how the launcher asks a rank to end.
     sigprocmask(SIG_SETMASK, &inherited_mask_, nullptr);
     if (out >= 0) dup2(out, STDOUT_FILENO);
     if (err >= 0) dup2(err, STDERR_FILENO);

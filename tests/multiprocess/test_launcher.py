@@ -38,10 +38,15 @@ def run(*args, env: dict | None = None, stdin: bytes = b"") -> subprocess.Comple
     return result
 
 
-def start(*args) -> subprocess.Popen:
+def start(*args, ignore: tuple[int, ...] = ()) -> subprocess.Popen:
+    def ignore_signals() -> None:
+        for number in ignore:
+            signal.signal(number, signal.SIG_IGN)
+
     return subprocess.Popen(
         [TOOL, "run", *map(str, args)],
         env=ENVIRONMENT,
+        preexec_fn=ignore_signals,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -195,6 +200,21 @@ def test_ctrl_c_reaches_the_ranks_and_leaves_nothing(number, code):
     assert job.returncode == code
     assert sorted(out.splitlines()) == ["[0] got INT", "[1] got INT"]
     assert "failed with exit code" not in errors
+    assert has_ended(pids, 1)
+
+
+def test_what_is_ignored_at_the_start_stays_ignored():
+    # As under nohup, and as for `bluefog run … &` in a script.
+    job = start("-np", 2, "sh", "-c", READY, ignore=(signal.SIGHUP, signal.SIGINT))
+    pids = read_pids(job, 4)
+    job.send_signal(signal.SIGHUP)
+    job.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.wait(timeout=0.5)
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 143
+    assert sorted(out.splitlines()) == ["[0] got INT", "[1] got INT"]
     assert has_ended(pids, 1)
 
 
