@@ -13,9 +13,7 @@ class Pmsgd final : public Optimizer {
  public:
   const Traits& traits() const override { return traits_; }
 
-  std::vector<Exchange> Plan(int64_t step) const override {
-    return {Exchange{Collective::kAllreduce, step, {0}}};
-  }
+  StepPlan Plan(int64_t step) const override { return {Exchange{Collective::kAllreduce, step}}; }
 
   void Produce(const StepContext& ctx, std::span<const Segment> segments) override {
     for (const Segment& s : segments) {

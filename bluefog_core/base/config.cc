@@ -50,9 +50,10 @@ const Setting kSettings[] = {
     {"BLUEFOG_DRIVE_US", &Config::drive_us, Kind::kUs, 0, 1'000'000,
      "a waiting caller drives the engine at most so long without progress before it blocks"},
     {"BLUEFOG_YIELD_LIMIT_US", &Config::yield_limit_us, Kind::kUs, 1, 1'000'000,
-     "a sched_yield that takes longer means that the core is wanted: block"},
+     "a sched_yield that takes longer, times the ranks per core, means that the core is wanted: "
+     "block"},
     {"BLUEFOG_NO_DRIVE_MS", &Config::no_drive_ms, Kind::kMs, 0, kMaxMs,
-     "after such a yield, do not drive for so long"},
+     "after such yields, one after the other, do not drive for up to this time"},
     {"BLUEFOG_STALL_REPORT_MS", &Config::stall_report_ms, Kind::kMs, 1, kMaxMs,
      "an operation without its partner is reported after this time"},
     {"BLUEFOG_OP_TIMEOUT_MS", &Config::op_timeout_ms, Kind::kMs, 1, kMaxMs,

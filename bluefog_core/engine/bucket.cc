@@ -47,6 +47,7 @@ void BucketStep::Start(Executor* executor) {
   op->key = {bucket_->name->hash, bucket_->uses++, 0};
   op->plan = plan_;
   op->input = TensorView::Of(nullptr, bucket_->count, bucket_->dtype);
+  op->layout_hash = op->input.LayoutHash();
   op->dtype = bucket_->dtype;
   op->element_bytes = es;
   for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {

@@ -3,6 +3,7 @@
 #include <bluefog/distributed_optimizer.h>
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <sstream>
 #include <utility>
@@ -416,7 +417,7 @@ Status DistributedOptimizerImpl::Failure() {
 
 Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool consume_open) {
   const control::Place& place = shared_.engine->place();
-  std::vector<Exchange> exchanges = shared_.plugin->Plan(step);
+  const StepPlan exchanges = shared_.plugin->Plan(step);
   StepContext ctx;
   ctx.step = step;
   ctx.dtype = bucket.dtype;
@@ -439,19 +440,21 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   hash.Add(step).Add(hyper.lr).Add(hyper.momentum).Add(hyper.weight_decay);
   std::shared_ptr<const TopologySequence> topology;
   if (!exchanges.empty()) {
-    const Exchange& e = exchanges.front();
-    size_t payloads = 0;
+    const Exchange& e = *exchanges.begin();
+    uint32_t payloads = 0;
+    int named = 0;
     for (const Exchange& other : exchanges) {
       if (other.collective != e.collective || other.round != e.round) {
         return absl::UnimplementedError("optimizer plugin '" + traits().name +
                                         "' plans exchanges of different kinds in one step");
       }
-      payloads += other.payloads.size();
+      payloads |= other.payloads;
+      named += std::popcount(other.payloads);
     }
-    if (payloads != static_cast<size_t>(traits().payloads)) {
-      return absl::InvalidArgumentError("optimizer plugin '" + traits().name + "' exchanges " +
-                                        std::to_string(payloads) + " of " +
-                                        std::to_string(traits().payloads) + " payloads");
+    if (payloads != (1U << traits().payloads) - 1 || named != traits().payloads) {
+      return absl::InvalidArgumentError(
+          "optimizer plugin '" + traits().name + "' has " + std::to_string(traits().payloads) +
+          " payloads; a step that exchanges must name each of them once");
     }
     if (shared_.plugin->codec() != nullptr && e.collective != Collective::kNeighborAllreduce) {
       return absl::InvalidArgumentError("optimizer plugin '" + traits().name +

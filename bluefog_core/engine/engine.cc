@@ -32,6 +32,12 @@ std::chrono::steady_clock::time_point After(std::chrono::nanoseconds timeout) {
   return now + std::min<std::chrono::nanoseconds>(timeout, longest);
 }
 
+int64_t RanksPerCore(int ranks) {
+  cpu_set_t cores;
+  const int n = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+  return (ranks + n - 1) / n;
+}
+
 }  // namespace
 
 Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
@@ -39,8 +45,8 @@ Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
     if (Status usable = engine_->CheckUsable("wait"); !usable.ok() && !completion_.done()) {
       return usable;
     }
-    if (!engine_->Wait(completion_, timeout, operation_)) {
-      return absl::DeadlineExceededError(operation_ + " is still under way");
+    if (!engine_->Wait(completion_, timeout, name_->name)) {
+      return absl::DeadlineExceededError(name_->name + " is still under way");
     }
   }
   DropKeepAlive();
@@ -51,11 +57,17 @@ Engine::Engine(const Config& config, const control::Place& place)
     : config_(config),
       place_(place),
       arena_(transport::Arena::Create(kSegmentBytes)),
-      outputs_(OutputPool::Create(int64_t{1} << 30)),
+      outputs_(BlockPool::Create(int64_t{1} << 30)),
+      scratch_(BlockPool::Create(int64_t{256} << 20, arena_)),
       planner_(config, place.rank, place.size),
       fork_generation_(ForkGeneration()),
+      yield_limit_ns_(config.yield_limit_us * kMicrosecond * RanksPerCore(place.local_size)),
       executor_(config, place.rank, place.size, arena_, &trace_, &stats_),
-      peer_left_(static_cast<size_t>(place.size), false) {}
+      peer_left_(static_cast<size_t>(place.size), false) {
+  for (size_t op = 0; op < op_names_.size(); ++op) {
+    op_names_[op] = Name(bluefog::NameOf(static_cast<Op>(op)), true);
+  }
+}
 
 Engine::~Engine() {
   if (ForkGeneration() != fork_generation_) {
@@ -259,8 +271,12 @@ void Engine::DropFinished() {
   std::vector<std::shared_ptr<WorkImpl>> finished;
   {
     MutexLock lock(inbox_mu_);
+    if (finished_.empty()) return;
     std::swap(finished, finished_);
   }
+  finished.clear();  // Outside the lock: the deleters of tensors may take the GIL.
+  MutexLock lock(inbox_mu_);
+  if (finished_.empty()) std::swap(finished, finished_);  // Keeps the capacity.
 }
 
 // ---- Progress
@@ -409,14 +425,18 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
           break;
         }
         sched_yield();
-        if (NowNs() - before > config_.yield_limit_us * kMicrosecond) {
-          // Somebody else wants this core.
-          no_drive_until_ns_.store(NowNs() + config_.no_drive_ms * kMillisecond,
-                                   std::memory_order_relaxed);
+        const int64_t after = NowNs();
+        if (after - before > yield_limit_ns_) {
+          // Somebody else wants this core: do not drive for a while, longer each time it happens
+          // again. Once may be chance.
+          no_drive_ns_ = std::min(std::max(kMillisecond, 2 * no_drive_ns_),
+                                  config_.no_drive_ms * kMillisecond);
+          no_drive_until_ns_.store(after + no_drive_ns_, std::memory_order_relaxed);
           give_up = true;
           break;
         }
       }
+      if (!give_up) no_drive_ns_ /= 2;
       LeaveProgress(completion.done() && executor_.active_count() == 0);
     } else {
       sched_yield();

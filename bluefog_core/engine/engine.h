@@ -6,6 +6,7 @@
 // that submits.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -20,9 +21,10 @@
 #include "base/mutex.h"
 #include "base/trace.h"
 #include "control/membership.h"
+#include "engine/block_pool.h"
 #include "engine/completion.h"
 #include "engine/executor.h"
-#include "engine/output_pool.h"
+#include "engine/fork_guard.h"
 #include "engine/planner.h"
 #include "transport/arena.h"
 #include "transport/transport.h"
@@ -54,6 +56,9 @@ class Engine final : private transport::Receiver {
   Trace& trace() { return trace_; }
   EngineStats stats();
   Status status();
+  bool usable() const {
+    return ForkGeneration() == fork_generation_ && !down_.load(std::memory_order_relaxed);
+  }
   /// Ok unless the engine is shut down or this process is a forked child.
   Status CheckUsable(const std::string& what) const;
 
@@ -102,15 +107,18 @@ class Engine final : private transport::Receiver {
   StatusOr<std::shared_ptr<const Plan>> PlanFor(const OpSpec& spec, int64_t round);
   StatusOr<Neighborhood> CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
                                           std::vector<double>* send_weights) const;
-  Status Validate(const OpSpec& spec, const std::string& what) const;
+  /// The message says what is wrong, not where.
+  Status Validate(const OpSpec& spec) const;
 
   const Config config_;
   const control::Place place_;
   const std::shared_ptr<transport::Arena> arena_;
-  const std::shared_ptr<OutputPool> outputs_;
+  const std::shared_ptr<BlockPool> outputs_, scratch_;
+  const std::shared_ptr<Recycler> works_ = std::make_shared<Recycler>(sizeof(WorkImpl) + 64);
   Planner planner_;
   Trace trace_;
   const uint32_t fork_generation_;
+  const int64_t yield_limit_ns_;  ///< More for more ranks than cores: each of them gets its turn.
 
   // Inbox.
   struct Item {
@@ -121,6 +129,7 @@ class Engine final : private transport::Receiver {
   std::vector<Item> inbox_ GUARDED_BY(inbox_mu_);
   std::unordered_map<std::string, std::unique_ptr<NameEntry>> names_ GUARDED_BY(inbox_mu_),
       automatic_names_ GUARDED_BY(inbox_mu_);
+  std::array<NameEntry*, 6> op_names_{};  ///< By Op: of operations without a name.
   std::shared_ptr<const TopologySequence> topology_ GUARDED_BY(inbox_mu_);
   int64_t round_ GUARDED_BY(inbox_mu_) = 0;  ///< Plain neighbor_allreduces since SetTopology.
   std::vector<std::shared_ptr<WorkImpl>> finished_ GUARDED_BY(inbox_mu_);
@@ -136,6 +145,7 @@ class Engine final : private transport::Receiver {
   uint32_t polls_ GUARDED_BY(progress_mu_) = 0;
   int64_t next_check_ns_ GUARDED_BY(progress_mu_) = 0;
   std::vector<bool> peer_left_ GUARDED_BY(progress_mu_);
+  int64_t no_drive_ns_ GUARDED_BY(progress_mu_) = 0;  ///< How long the next pause will be at least.
   /// Times a caller drove, and how many of them the background thread knows of.
   uint64_t drives_ GUARDED_BY(progress_mu_) = 0, drives_seen_ GUARDED_BY(progress_mu_) = 0;
   /// The doorbell is not armed, and the background thread looks again within kLendMs.

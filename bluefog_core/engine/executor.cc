@@ -108,7 +108,7 @@ void Executor::Start(Operation* op) {
   active_.push_back(op);
   if (active_.size() == 1) stats_->busy_ns -= op->started_ns;
 
-  std::vector<Match::Early> early = match_.Add(op);
+  match_.Add(op);
   for (size_t u = 0; u < plan.units.size(); ++u) {
     op->pending[u] = plan.units[u].pending;
     const Plan::Unit& unit = plan.units[u];
@@ -149,7 +149,7 @@ void Executor::Start(Operation* op) {
       if (plan.units[u].pending == 0) MakeReady(op, static_cast<int32_t>(u));
     }
   }
-  for (Match::Early& e : early) {
+  for (Match::Early e; match_.TakeEarly(*op, &e);) {
     Deliver(op, e.peer, e.header, e.view, std::move(e.copy), e.copied);
   }
   if (!op->failing && plan.produces == 0 && op->hooks != nullptr) op->hooks->OnProduced();
@@ -159,9 +159,11 @@ void Executor::Start(Operation* op) {
 void Executor::OpenGates(Operation* op, bool produce, bool consume) {
   op->produce_open |= produce;
   op->consume_open |= consume;
-  std::vector<int32_t> blocked = std::move(op->blocked);
-  op->blocked.clear();
-  for (const int32_t unit : blocked) MakeReady(op, unit);
+  // What stays closed is appended again behind the ones looked at.
+  const size_t blocked = op->blocked.size();
+  for (size_t i = 0; i < blocked; ++i) MakeReady(op, op->blocked[i]);
+  op->blocked.erase(op->blocked.begin(),
+                    op->blocked.begin() + static_cast<std::ptrdiff_t>(blocked));
 }
 
 void Executor::Post(Operation* op, int peer, uint8_t role) {
@@ -368,6 +370,13 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   if (copied) {
     r.copy = std::move(copy);
     r.data = r.copy.data();
+  } else if (view.readable() && bytes <= transport->inline_limit()) {
+    // Released at once, which ends the sender's wait: with more ranks than cores a turn of all of
+    // them lies between here and the combine.
+    r.copy.assign(view.data, view.data + bytes);
+    r.data = r.copy.data();
+    r.held = false;
+    transport->Release(view);
   } else if (view.readable()) {
     r.data = view.data;
   } else {
@@ -474,7 +483,7 @@ WireHeader Executor::HeaderOf(const Operation& op, MessageKind kind) const {
   h.dtype = op.dtype;
   h.key = op.key;
   h.count = op.input.count;
-  h.layout_hash = op.input.LayoutHash();
+  h.layout_hash = op.layout_hash;
   h.plan_hash = op.plan_hash;
   h.value = op.value;
   h.step = op.step;
@@ -845,7 +854,8 @@ std::string Executor::PeersMissing(const Operation& op) const {
 
 int64_t Executor::CheckDeadlines(int64_t now) {
   int64_t next = INT64_MAX;
-  for (const std::vector<Operation*> all = active_; Operation * op : all) {
+  sweep_.assign(active_.begin(), active_.end());  // What fails is taken out of active_.
+  for (Operation* op : sweep_) {
     if (!op->active || op->failing) continue;
     if (!op->produce_open || !op->consume_open) continue;  // Waits for its own caller.
     const int64_t timeout = op->started_ns + config_.op_timeout_ms * kMillisecond;

@@ -137,7 +137,7 @@ class Executor {
   std::vector<std::vector<std::byte>> tiles_;
   std::vector<const std::byte*> mixed_;
   std::vector<std::byte> coded_;
-  bool in_run_ = false;
+  std::vector<Operation*> sweep_;  ///< CheckDeadlines.
 };
 
 }  // namespace bluefog

@@ -1,85 +1,93 @@
 #include "engine/match.h"
 
+#include <algorithm>
 #include <sstream>
 
 namespace bluefog {
 
 Operation* Match::Find(const Key& key) const {
-  const auto it = active_.find(key);
-  return it == active_.end() ? nullptr : it->second;
+  const Name* name = Known(key.name_hash);
+  if (name == nullptr) return nullptr;
+  for (Operation* op : name->active) {
+    if (op->key == key) return op;
+  }
+  return nullptr;
 }
 
 bool Match::IsPast(const Key& key) const {
-  const auto it = next_use_.find(key.name_hash);
-  return it != next_use_.end() && key.use < it->second;
+  const Name* name = Known(key.name_hash);
+  return name != nullptr && key.use < name->next_use;
 }
 
-std::vector<Match::Early> Match::Add(Operation* op) {
-  active_[op->key] = op;
-  next_use_[op->key.name_hash] = op->key.use + 1;
-  const auto it = early_.find(op->key);
-  if (it == early_.end()) return {};
-  std::vector<Early> early = std::move(it->second);
-  early_.erase(it);
-  for (const Early& e : early) {
-    if (!e.copied) held_bytes_[static_cast<size_t>(e.peer)] -= e.view.size;
-  }
-  return early;
+void Match::Add(Operation* op) {
+  Name& name = names_[op->key.name_hash];
+  name.active.push_back(op);
+  name.next_use = op->key.use + 1;
+}
+
+bool Match::TakeEarly(const Operation& op, Early* early) {
+  std::vector<Early>& list = names_[op.key.name_hash].early;
+  const auto it = std::find_if(list.begin(), list.end(),
+                               [&](const Early& e) { return e.header.key == op.key; });
+  if (it == list.end()) return false;
+  *early = std::move(*it);
+  list.erase(it);
+  if (!early->copied) held_bytes_[static_cast<size_t>(early->peer)] -= early->view.size;
+  return true;
 }
 
 void Match::Remove(const Operation& op) {
-  active_.erase(op.key);
-  last_[op.key.name_hash] = {op.key.use, op.plan};
+  Name& name = names_[op.key.name_hash];
+  name.active.erase(std::find(name.active.begin(), name.active.end(), &op));
+  name.last_use = op.key.use;
+  name.last_plan = op.plan;
 }
 
 bool Match::FinishedWithout(const Key& key, int peer) const {
-  const auto it = last_.find(key.name_hash);
-  return it != last_.end() && it->second.first == key.use &&
-         it->second.second->DestinationOf(peer) < 0;
+  const Name* name = Known(key.name_hash);
+  return name != nullptr && name->last_plan != nullptr && name->last_use == key.use &&
+         name->last_plan->DestinationOf(peer) < 0;
 }
 
 void Match::Store(Early early) {
   if (!early.copied) held_bytes_[static_cast<size_t>(early.peer)] += early.view.size;
-  early_[early.header.key].push_back(std::move(early));
+  names_[early.header.key.name_hash].early.push_back(std::move(early));
 }
 
 void Match::Forget(int peer, std::vector<Early>* views) {
-  for (auto it = early_.begin(); it != early_.end();) {
-    std::vector<Early>& list = it->second;
-    for (size_t i = 0; i < list.size();) {
-      if (list[i].peer == peer && list[i].header.kind != MessageKind::kAbort) {
-        views->push_back(std::move(list[i]));
-        list.erase(list.begin() + static_cast<std::ptrdiff_t>(i));
-      } else {
-        ++i;
-      }
+  for (auto& [hash, name] : names_) {
+    const auto forgotten = [&](const Early& e) {
+      return e.peer == peer && e.header.kind != MessageKind::kAbort;
+    };
+    for (Early& e : name.early) {
+      if (forgotten(e)) views->push_back(e);
     }
-    it = list.empty() ? early_.erase(it) : std::next(it);
+    std::erase_if(name.early, forgotten);
   }
   held_bytes_[static_cast<size_t>(peer)] = 0;
 }
 
 void Match::SetDescription(int peer, uint64_t name_hash, std::string name,
                            std::string description) {
-  names_[name_hash] = std::move(name);
-  descriptions_[name_hash][peer] = std::move(description);
+  Name& known = names_[name_hash];
+  known.name = std::move(name);
+  known.descriptions[peer] = std::move(description);
 }
 
 std::string Match::NameOf(uint64_t name_hash) const {
-  const auto it = names_.find(name_hash);
-  return it == names_.end() ? "?" : it->second;
+  const Name* name = Known(name_hash);
+  return name == nullptr || name->name.empty() ? "?" : name->name;
 }
 
 Status Match::Compare(const Operation& op, int peer, const WireHeader& header) const {
   if (header.op == op.op && header.dtype == op.dtype && header.count == op.input.count &&
-      header.layout_hash == op.input.LayoutHash() && header.plan_hash == op.plan_hash) {
+      header.layout_hash == op.layout_hash && header.plan_hash == op.plan_hash) {
     return absl::OkStatus();
   }
   std::string theirs;
-  const auto by_name = descriptions_.find(op.key.name_hash);
-  if (by_name != descriptions_.end()) {
-    const auto it = by_name->second.find(peer);
-    if (it != by_name->second.end()) theirs = it->second;
+  if (const Name* name = Known(op.key.name_hash); name != nullptr) {
+    const auto it = name->descriptions.find(peer);
+    if (it != name->descriptions.end()) theirs = it->second;
   }
   if (theirs.empty()) {
     theirs = std::string(bluefog::NameOf(header.op)) + " " + bluefog::NameOf(header.dtype) + "[" +

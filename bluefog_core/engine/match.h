@@ -26,8 +26,10 @@ class Match {
   Operation* Find(const Key& key) const;
   /// Submitted here before, and complete or failed since.
   bool IsPast(const Key& key) const;
-  /// Makes `op` findable and returns what came early for it, in order of arrival.
-  std::vector<Early> Add(Operation* op);
+  /// Makes `op` findable. What came early for it is then to be taken, in order of arrival.
+  void Add(Operation* op);
+  /// False if nothing (more) came early for `op`.
+  bool TakeEarly(const Operation& op, Early* early);
   void Remove(const Operation& op);
   /// The last operation of this name ended here and did not send to `peer`. False if it is not
   /// known.
@@ -44,20 +46,30 @@ class Match {
   Status Compare(const Operation& op, int peer, const WireHeader& header) const;
   /// The name that a peer gave for a hash, or "?".
   std::string NameOf(uint64_t name_hash) const;
-  const std::unordered_map<Key, std::vector<Early>, KeyHash>& early() const { return early_; }
 
  private:
   static constexpr int64_t kHoldBytes = 32 << 10;
 
+  /// All that is known of a name, so that an operation costs one look-up and no allocation.
+  struct Name {
+    uint32_t next_use = 0;  ///< Activated so far.
+    std::vector<Operation*> active;
+    std::vector<Early> early;  ///< Of all uses to come.
+    // The last use that ended here.
+    uint32_t last_use = 0;
+    std::shared_ptr<const Plan> last_plan;
+    // As peers told.
+    std::string name;
+    std::unordered_map<int, std::string> descriptions;
+  };
+  const Name* Known(uint64_t name_hash) const {
+    const auto it = names_.find(name_hash);
+    return it == names_.end() ? nullptr : &it->second;
+  }
+
   const int rank_;
-  std::unordered_map<Key, Operation*, KeyHash> active_;
-  std::unordered_map<uint64_t, uint32_t> next_use_;  ///< By name: activated so far.
-  std::unordered_map<Key, std::vector<Early>, KeyHash> early_;
-  std::unordered_map<uint64_t, std::pair<uint32_t, std::shared_ptr<const Plan>>>
-      last_;  ///< By name.
+  std::unordered_map<uint64_t, Name> names_;
   std::vector<int64_t> held_bytes_;
-  std::unordered_map<uint64_t, std::string> names_;
-  std::unordered_map<uint64_t, std::unordered_map<int, std::string>> descriptions_;
 };
 
 }  // namespace bluefog

@@ -21,11 +21,11 @@
 namespace bluefog {
 
 class Engine;
+struct NameEntry;
 
 class WorkImpl final : public Work {
  public:
-  WorkImpl(Engine* engine, std::string operation)
-      : engine_(engine), operation_(std::move(operation)) {}
+  WorkImpl(Engine* engine, const NameEntry* name) : engine_(engine), name_(name) {}
 
   bool done() const override { return completion_.done(); }
   Status Wait(std::chrono::nanoseconds timeout) override;
@@ -47,7 +47,7 @@ class WorkImpl final : public Work {
 
  private:
   Engine* engine_;
-  const std::string operation_;  ///< For the timeline.
+  const NameEntry* const name_;
   Completion completion_;
   Status status_;
   TensorView output_;
@@ -97,7 +97,8 @@ struct Submission {
   NameEntry* name = nullptr;
   Key key;
   std::shared_ptr<const Plan> plan;
-  TensorView input;  ///< For descriptions and layout.
+  TensorView input;          ///< For descriptions.
+  uint32_t layout_hash = 0;  ///< Of input.
   int64_t element_bytes = 1;
   DType dtype = DType::kFloat32;
   std::array<std::byte*, kMaxBuffers> in{}, out{}, scratch{};

@@ -39,11 +39,8 @@ bool IsFloating(DType dtype) {
 
 }  // namespace
 
-Status Engine::Validate(const OpSpec& spec, const std::string& what) const {
-  const auto bad = [&](const std::string& text) {
-    return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what + ": " +
-                                      text);
-  };
+Status Engine::Validate(const OpSpec& spec) const {
+  const auto bad = [&](const std::string& text) { return absl::InvalidArgumentError(text); };
   if (spec.input.device.type != DeviceType::kCpu) return bad("only CPU tensors are supported");
   if (spec.input.count < 0) return bad("negative element count");
   if (spec.input.data == nullptr && spec.input.count > 0) return bad("the tensor has no data");
@@ -167,38 +164,44 @@ StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_
 
 StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   const bool automatic = spec.name.empty();
-  if (automatic) spec.name = NameOf(spec.op);
-  const std::string what = std::string(NameOf(spec.op)) + " '" + spec.name + "'";
+  // For error messages only.
+  const auto what = [&] {
+    return std::string(NameOf(spec.op)) + " '" + (automatic ? NameOf(spec.op) : spec.name) + "'";
+  };
   DropFinished();
-  if (Status s = CheckUsable(what); !s.ok()) return s;
+  if (!usable()) return CheckUsable(what());
   if (failed_.load(std::memory_order_relaxed)) {
     const Status failure = status();
-    return Status(failure.code(), what + ": " + std::string(failure.message()));
+    return Status(failure.code(), what() + ": " + std::string(failure.message()));
   }
-  if (Status s = Validate(spec, what); !s.ok()) return s;
+  if (Status s = Validate(spec); !s.ok()) {
+    return Status(s.code(), "rank " + std::to_string(place_.rank) + ": " + what() + ": " +
+                                std::string(s.message()));
+  }
   if (FailpointHit("engine.submit")) {
-    return absl::InternalError(what + ": failpoint engine.submit");
+    return absl::InternalError(what() + ": failpoint engine.submit");
   }
-  NameEntry* name = Name(spec.name, automatic);
+  NameEntry* name = automatic ? op_names_[static_cast<size_t>(spec.op)] : Name(spec.name, false);
+  const uint32_t layout_hash = spec.input.LayoutHash();
   int64_t round = 0;
   {
     MutexLock lock(inbox_mu_);
     if (!automatic) {
-      const uint64_t hash = StableHash().Add(spec.op).Add(spec.input.LayoutHash()).value();
-      const std::string text = std::string(NameOf(spec.op)) + " " + spec.input.ToString();
+      const uint64_t hash = StableHash().Add(spec.op).Add(layout_hash).value();
+      const auto text = [&] { return std::string(NameOf(spec.op)) + " " + spec.input.ToString(); };
       if (name->in_flight.load(std::memory_order_acquire)) {
-        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what +
+        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what() +
                                           ": an operation of this name is in flight (" +
                                           name->first_use +
                                           "); wait for it first, or use another name");
       }
       if (name->first_hash == 0) {
         name->first_hash = hash;
-        name->first_use = text;
+        name->first_use = text();
       } else if (name->first_hash != hash) {
-        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what +
+        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what() +
                                           ": the name stands for " + name->first_use +
-                                          " since its first use, and now came " + text +
+                                          " since its first use, and now came " + text() +
                                           "; use another name for another tensor");
       }
     }
@@ -213,15 +216,16 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.plan = *plan;
   s.dynamic = spec.weights.has_value() && spec.weights->dst.has_value();
   s.input = spec.input;
+  s.layout_hash = layout_hash;
   s.dtype = spec.input.dtype;
   s.element_bytes = SizeOf(spec.input.dtype);
   // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must
   // not.
   s.value = spec.op == Op::kBroadcast ? spec.root : spec.op == Op::kAllreduce && spec.average;
   s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
-  s.description_hash = StableHash().Add(s.plan_hash).Add(spec.input.LayoutHash()).value();
+  s.description_hash = StableHash().Add(s.plan_hash).Add(layout_hash).value();
   s.in[0] = static_cast<std::byte*>(spec.input.data);
-  auto work = std::make_shared<WorkImpl>(this, spec.name);
+  auto work = std::allocate_shared<WorkImpl>(RecyclingAllocator<WorkImpl>(works_), this, name);
   if (spec.output.data == nullptr && spec.op != Op::kBarrier) {
     TensorView output = spec.input;
     if (spec.op == Op::kAllgather) {
@@ -251,7 +255,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.out[0] = static_cast<std::byte*>(spec.output.data);
   if (s.plan->schedule.scratch_count > 0) {
     StatusOr<std::shared_ptr<std::byte>> scratch =
-        arena_->Allocate(s.plan->schedule.scratch_count * s.element_bytes);
+        scratch_->Allocate(s.plan->schedule.scratch_count * s.element_bytes);
     if (!scratch.ok()) return scratch.status();
     s.scratch[0] = scratch->get();
     s.scratch_memory = *std::move(scratch);

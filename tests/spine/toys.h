@@ -53,8 +53,8 @@ class Toy : public Optimizer {
 class TwoPayloads final : public Toy {
  public:
   TwoPayloads() : Toy({.name = "two payloads", .payloads = 2, .states = {"m"}}) {}
-  std::vector<Exchange> Plan(int64_t step) const override {
-    return {Exchange{Collective::kNeighborAllreduce, step, {0, 1}}};
+  StepPlan Plan(int64_t step) const override {
+    return {Exchange{Collective::kNeighborAllreduce, step, 0b11}};
   }
   void ProduceAt(const StepContext&, const Segment& s, int64_t i) override {
     const double m = s.hyper->momentum * State(s)[i] + G(s)[i] + s.hyper->weight_decay * X(s)[i];
@@ -71,9 +71,9 @@ class TwoPayloads final : public Toy {
 class PeriodThree final : public Toy {
  public:
   PeriodThree() : Toy({.name = "period three", .states = {"exchanges"}}) {}
-  std::vector<Exchange> Plan(int64_t step) const override {
+  StepPlan Plan(int64_t step) const override {
     if (step % 3 != 2) return {};
-    return {Exchange{Collective::kNeighborAllreduce, step, {0}}};
+    return {Exchange{Collective::kNeighborAllreduce, step}};
   }
   void ConsumeAt(const StepContext& ctx, const Segment& s, int64_t i) override {
     X(s)[i] = Mixed(s)[i];
@@ -85,9 +85,9 @@ class PeriodThree final : public Toy {
 class GlobalEveryFourth final : public Toy {
  public:
   GlobalEveryFourth() : Toy({.name = "global every fourth"}) {}
-  std::vector<Exchange> Plan(int64_t step) const override {
-    return {Exchange{
-        step % 4 == 3 ? Collective::kAllreduce : Collective::kNeighborAllreduce, step, {0}}};
+  StepPlan Plan(int64_t step) const override {
+    return {
+        Exchange{step % 4 == 3 ? Collective::kAllreduce : Collective::kNeighborAllreduce, step}};
   }
 };
 

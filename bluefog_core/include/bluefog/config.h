@@ -20,7 +20,7 @@ struct Config {
   int64_t slot_bytes = 8 << 20;     ///< Arena memory for staging private tensors.
   int64_t drive_us = 100;           ///< A waiting caller drives at most so long without progress.
   int64_t yield_limit_us = 50;      ///< A longer sched_yield means the core is wanted: block.
-  int64_t no_drive_ms = 100;        ///< … and do not drive for so long.
+  int64_t no_drive_ms = 100;  ///< … and after several in a row do not drive for up to so long.
   // Patience.
   int64_t stall_report_ms = 5'000;
   int64_t op_timeout_ms = 600'000;

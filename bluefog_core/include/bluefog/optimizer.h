@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -64,8 +65,25 @@ enum class Collective : uint8_t { kNeighborAllreduce, kAllreduce };
 /// One exchange of a step.
 struct Exchange {
   Collective collective = Collective::kNeighborAllreduce;
-  int64_t round = 0;             ///< Of the TopologySequence.
-  std::vector<int> payloads{0};  ///< Which payloads take part.
+  int64_t round = 0;      ///< Of the TopologySequence.
+  uint32_t payloads = 1;  ///< Which take part: bit p is payload p.
+};
+/// All exchanges of a step, none on a silent one. Made anew in every step, so without the heap.
+class StepPlan {
+ public:
+  /// At most kMaxPayloads; what is beyond is left out.
+  StepPlan(std::initializer_list<Exchange> exchanges) {
+    for (const Exchange& e : exchanges) {
+      if (size_ < list_.size()) list_[size_++] = e;
+    }
+  }
+  bool empty() const { return size_ == 0; }
+  const Exchange* begin() const { return list_.data(); }
+  const Exchange* end() const { return list_.data() + size_; }
+
+ private:
+  std::array<Exchange, kMaxPayloads> list_{};
+  size_t size_ = 0;
 };
 
 enum class PayloadTime : uint8_t {
@@ -123,8 +141,8 @@ class Optimizer {
   virtual ~Optimizer() = default;
   virtual const Traits& traits() const = 0;
   /// What is exchanged in this step; empty on a silent step. Must be equal on all ranks.
-  virtual std::vector<Exchange> Plan(int64_t step) const {
-    return {Exchange{Collective::kNeighborAllreduce, step, {0}}};
+  virtual StepPlan Plan(int64_t step) const {
+    return {Exchange{Collective::kNeighborAllreduce, step}};
   }
   virtual void Produce(const StepContext& ctx, std::span<const Segment> segments) = 0;
   virtual void Measure(const StepContext&, std::span<const Segment>) {}
