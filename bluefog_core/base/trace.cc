@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <thread>
 #include <utility>
@@ -61,56 +62,73 @@ struct Trace::Impl {
     if (poll(&fd, 1, timeout_ms) > 0) (void)!read(doorbell, &ignored, sizeof(ignored));
   }
 
-  void Format(const Event& event);
+  /// `phase` is the inside of the value of "ph", or what stands for it.
+  void Add(const Event& event, const char* phase, int64_t at_ns);
   void Drain();
   void Write();
 };
 
 /// Chrome's trace event format; times are microseconds.
-void Trace::Impl::Format(const Event& event) {
-  const auto microseconds = [](char* out, size_t size, int64_t ns) {
-    std::snprintf(out, size, "%lld.%03d", static_cast<long long>(ns / 1000),
+void Trace::Impl::Add(const Event& event, const char* phase, int64_t at_ns) {
+  const auto microseconds = [](int64_t ns) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%lld.%03d", static_cast<long long>(ns / 1000),
                   static_cast<int>(ns % 1000));
+    return std::string(text);
   };
-  char at[32], text[192];
-  microseconds(at, sizeof(at), event.begin_ns);
-  const int track = static_cast<int>(event.track);
-  if (event.kind == Kind::kFlowBegin || event.kind == Kind::kFlowEnd) {
-    // The id is a string: JavaScript viewers would round the number.
-    std::snprintf(
-        text, sizeof(text),
-        R"({"ph":"%s,"name":"message","cat":"message","id":"0x%llx","ts":%s,"pid":%d,"tid":%d})",
-        event.kind == Kind::kFlowBegin ? R"(s")" : R"(f","bp":"e")",
-        static_cast<unsigned long long>(event.detail), at, rank, track);
-    record = text;
-    return;
-  }
+  const bool flow = event.kind == Kind::kFlowBegin || event.kind == Kind::kFlowEnd;
   record = R"({"name":")";
-  record += event.what;
-  if (event.kind == Kind::kSpan) {
-    char duration[32];
-    microseconds(duration, sizeof(duration),
-                 event.end_ns > event.begin_ns ? event.end_ns - event.begin_ns : 0);
-    std::snprintf(text, sizeof(text), R"(","ph":"X","ts":%s,"dur":%s,"pid":%d,"tid":%d,"args":{)",
-                  at, duration, rank, track);
-  } else {
-    std::snprintf(text, sizeof(text), R"(","ph":"i","s":"t","ts":%s,"pid":%d,"tid":%d,"args":{)",
-                  at, rank, track);
+  record += flow ? "message" : event.what;
+  record += R"(","ph":")";
+  record += phase;
+  if (flow || event.kind == Kind::kAsync) {
+    // A string: JavaScript viewers would round the number.
+    char id[64];
+    std::snprintf(id, sizeof(id), R"(","cat":"%s","id":"0x%llx)", flow ? "message" : "operation",
+                  static_cast<unsigned long long>(event.id));
+    record += id;
   }
-  record += text;
-  record += R"("operation":")";
-  record += *event.operation;
-  record += '"';
-  if (event.detail >= 0) record += R"(,"detail":)" + std::to_string(event.detail);
-  record += "}}";
+  record += R"(","ts":)" + microseconds(at_ns);
+  if (event.kind == Kind::kSpan) {
+    record += R"(,"dur":)" + microseconds(std::max<int64_t>(event.end_ns - event.begin_ns, 0));
+  }
+  record += R"(,"pid":)" + std::to_string(rank);
+  record += R"(,"tid":)" + std::to_string(static_cast<int>(event.track));
+  if (!flow) {
+    record += R"(,"args":{"operation":")";
+    record += *event.operation;
+    record += '"';
+    if (event.detail.name != nullptr) {
+      record += std::string(",\"") + event.detail.name + "\":" + std::to_string(event.detail.value);
+    }
+    record += '}';
+  }
+  record += '}';
+  if (!file.Add(record)) dropped.fetch_add(1, std::memory_order_relaxed);
 }
 
 void Trace::Impl::Drain() {
   Event event;
   uint64_t unflushed = 0;
   while (ring.Pop(&event)) {
-    Format(event);
-    if (!file.Add(record)) dropped.fetch_add(1, std::memory_order_relaxed);
+    switch (event.kind) {
+      case Kind::kSpan:
+        Add(event, "X", event.begin_ns);
+        break;
+      case Kind::kInstant:
+        Add(event, R"(i","s":"t)", event.begin_ns);
+        break;
+      case Kind::kAsync:
+        Add(event, "b", event.begin_ns);
+        Add(event, "e", event.end_ns);
+        break;
+      case Kind::kFlowBegin:
+        Add(event, "s", event.begin_ns);
+        break;
+      case Kind::kFlowEnd:
+        Add(event, R"(f","bp":"e)", event.begin_ns);
+        break;
+    }
     if (++unflushed == kFlushEvents) {
       (void)file.Flush();
       unflushed = 0;

@@ -14,8 +14,15 @@
 
 namespace bluefog {
 
-/// Rows ("threads") of the picture.
+/// Rows ("threads") of the picture. Spans of one row must nest or not meet at all: viewers draw
+/// nothing else.
 enum class TraceTrack : uint8_t { kCaller = 1, kEngine = 2, kNetwork = 3 };
+
+/// One number that goes with an event, by name: {"peer", 3}. The name is a string literal.
+struct TraceDetail {
+  const char* name = nullptr;
+  int64_t value = 0;
+};
 
 /// Trace of one engine. Recording is thread-safe, may go on beside Start and Stop, and never waits
 /// for the disk: when the ring is full, events are dropped and counted. `what` is a string literal;
@@ -36,32 +43,41 @@ class Trace {
   void Stop();
   bool on() const { return on_.load(std::memory_order_relaxed); }
 
-  /// A span [begin_ns, end_ns). `detail` may be a chunk or peer number, -1: none.
+  /// A span [begin_ns, end_ns).
   void Span(TraceTrack track, const char* what, std::string_view operation, int64_t begin_ns,
-            int64_t end_ns, int64_t detail = -1) {
-    if (on()) Record({Kind::kSpan, track, what, begin_ns, end_ns, detail}, operation);
+            int64_t end_ns, TraceDetail detail = {}) {
+    if (on()) Record({Kind::kSpan, track, what, begin_ns, end_ns, 0, detail}, operation);
   }
   void Instant(TraceTrack track, const char* what, std::string_view operation, int64_t at_ns,
-               int64_t detail = -1) {
-    if (on()) Record({Kind::kInstant, track, what, at_ns, at_ns, detail}, operation);
+               TraceDetail detail = {}) {
+    if (on()) Record({Kind::kInstant, track, what, at_ns, at_ns, 0, detail}, operation);
   }
-  /// Arrow from a send to its receipt on another rank: both ends give the same `id`. Viewers attach
-  /// an end to the span of its track in which `at_ns` lies.
+  /// A span in a row of its own, so that it may overlap any other. `id` tells those apart that are
+  /// under way at the same time.
+  void Async(const char* what, std::string_view operation, uint64_t id, int64_t begin_ns,
+             int64_t end_ns, TraceDetail detail = {}) {
+    if (on()) {
+      Record({Kind::kAsync, TraceTrack::kEngine, what, begin_ns, end_ns, id, detail}, operation);
+    }
+  }
+  /// Arrow from a send to its receipt on another rank: both ends give the same `id`. Viewers draw
+  /// it only if `at_ns` lies within a span of the track.
   void FlowBegin(TraceTrack track, uint64_t id, int64_t at_ns) {
-    if (on()) Record({Kind::kFlowBegin, track, "", at_ns, at_ns, static_cast<int64_t>(id)}, {});
+    if (on()) Record({Kind::kFlowBegin, track, "", at_ns, at_ns, id, {}}, {});
   }
   void FlowEnd(TraceTrack track, uint64_t id, int64_t at_ns) {
-    if (on()) Record({Kind::kFlowEnd, track, "", at_ns, at_ns, static_cast<int64_t>(id)}, {});
+    if (on()) Record({Kind::kFlowEnd, track, "", at_ns, at_ns, id, {}}, {});
   }
 
  private:
-  enum class Kind : uint8_t { kSpan, kInstant, kFlowBegin, kFlowEnd };
+  enum class Kind : uint8_t { kSpan, kInstant, kAsync, kFlowBegin, kFlowEnd };
   struct Event {
     Kind kind{};
     TraceTrack track{};
     const char* what = "";
     int64_t begin_ns = 0, end_ns = 0;
-    int64_t detail = -1;                     // Flows: the id.
+    uint64_t id = 0;  // Of flows and asynchronous spans.
+    TraceDetail detail;
     const std::string* operation = nullptr;  // Interned; escaped for JSON.
   };
   struct Impl;

@@ -63,9 +63,10 @@ TEST_F(TraceTest, OffDoesNothing) {
 TEST_F(TraceTest, EventsAreWrittenAsChromeShowsThem) {
   Trace trace;
   ASSERT_TRUE(trace.Start(prefix(), 3).ok());
-  trace.Span(TraceTrack::kEngine, "combine", "layer.0", 1'234'567, 1'236'570, 2);
+  trace.Span(TraceTrack::kEngine, "combine", "layer.0", 1'234'567, 1'236'570, {"element", 2});
   trace.Span(TraceTrack::kCaller, "wait", "layer.0", 5'000, 5'000);
   trace.Instant(TraceTrack::kCaller, "gradient ready", "layer.1", 7'001);
+  trace.Async("optimizer", "bucket0", 0xfedcba9876543211, 1'000, 9'500, {"step", 0});
   trace.FlowBegin(TraceTrack::kNetwork, 0xfedcba9876543210, 8'000);
   trace.FlowEnd(TraceTrack::kEngine, 0xfedcba9876543210, 9'000);
   trace.Stop();
@@ -75,12 +76,21 @@ TEST_F(TraceTest, EventsAreWrittenAsChromeShowsThem) {
   const auto combine = Select(events, "name", "combine");
   ASSERT_EQ(combine.size(), 1u);
   EXPECT_EQ(combine[0], json::parse(R"({"name":"combine","ph":"X","ts":1234.567,"dur":2.003,"pid":3,
-      "tid":2,"args":{"operation":"layer.0","detail":2}})"));
+      "tid":2,"args":{"operation":"layer.0","element":2}})"));
   EXPECT_EQ(Select(events, "name", "wait")[0]["dur"], 0.0);
-  EXPECT_FALSE(Select(events, "name", "wait")[0]["args"].contains("detail"));
+  EXPECT_EQ(Select(events, "name", "wait")[0]["args"], json::parse(R"({"operation":"layer.0"})"));
   const json instant = Select(events, "ph", "i")[0];
   EXPECT_EQ(instant["ts"], 7.001);
   EXPECT_EQ(instant["tid"], 1);
+  EXPECT_EQ(instant["s"], "t");
+  const auto operation = Select(events, "name", "optimizer");
+  ASSERT_EQ(operation.size(), 2u);
+  EXPECT_EQ(operation[0]["ph"], "b");
+  EXPECT_EQ(operation[0]["ts"], 1.0);
+  EXPECT_EQ(operation[0]["args"]["step"], 0);
+  EXPECT_EQ(operation[1]["ph"], "e");
+  EXPECT_EQ(operation[1]["ts"], 9.5);
+  for (const json& end : operation) EXPECT_EQ(end["id"], "0xfedcba9876543211");
   const json begin = Select(events, "ph", "s")[0], end = Select(events, "ph", "f")[0];
   EXPECT_EQ(begin["id"], "0xfedcba9876543210");
   for (const char* key : {"id", "name", "cat"}) EXPECT_EQ(begin[key], end[key]) << key;
@@ -135,7 +145,7 @@ TEST_F(TraceTest, TheFileIsValidWheneverItIsRead) {
       for (int64_t burst = 0; burst < kBursts; ++burst) {
         while (NowNs() < begin + burst * 2'000'000) std::this_thread::yield();
         for (int i = 0; i < kBurst; ++i) {
-          trace.Span(TraceTrack::kEngine, "produce", operation, burst, burst + 1, i);
+          trace.Span(TraceTrack::kEngine, "produce", operation, burst, burst + 1, {"element", i});
         }
       }
       --writing;
@@ -178,7 +188,8 @@ TEST_F(TraceTest, NothingIsLostSilently) {
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < kEvents; ++i) {
-        trace.Instant(TraceTrack::kEngine, "tick", "op" + std::to_string(i % 100), i, t);
+        trace.Instant(TraceTrack::kEngine, "tick", "op" + std::to_string(i % 100), i,
+                      {"thread", t});
       }
     });
   }

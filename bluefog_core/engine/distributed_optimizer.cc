@@ -518,7 +518,8 @@ Status DistributedOptimizerImpl::Ready(int param, const ParameterBinding& bindin
   }
   if (shared_.engine->trace().on()) {
     shared_.engine->trace().Instant(TraceTrack::kCaller, "GRADIENT_READY",
-                                    shared_.params[static_cast<size_t>(param)].name, NowNs());
+                                    shared_.params[static_cast<size_t>(param)].name, NowNs(),
+                                    {"step", step_});
   }
   shared_.bindings[static_cast<size_t>(param)] = binding;
   if (++bucket->ready < static_cast<int>(bucket->params.size())) return absl::OkStatus();
@@ -609,7 +610,7 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
     return absl::FailedPreconditionError(traits().name + ": no step was begun");
   }
   Completion& completion = delayed() ? shared_.produced : shared_.consumed;
-  if (!shared_.engine->Wait(completion, timeout, traits().name)) {
+  if (!shared_.engine->Wait(completion, timeout, traits().name, {"step", step_})) {
     return absl::DeadlineExceededError(traits().name + ": the step is still under way");
   }
   in_step_ = begun_ = false;

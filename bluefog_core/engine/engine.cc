@@ -447,15 +447,15 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
   }
 }
 
-bool Engine::Wait(Completion& completion, std::chrono::nanoseconds timeout,
-                  const std::string& what) {
+bool Engine::Wait(Completion& completion, std::chrono::nanoseconds timeout, const std::string& what,
+                  TraceDetail detail) {
   const int64_t begin = NowNs();
   const auto deadline = After(timeout);
   if (!completion.done()) Drive(completion, deadline);
   const bool done = completion.done() || completion.Sleep(deadline);
   const int64_t end = NowNs();
   blocked_ns_.fetch_add(end - begin, std::memory_order_relaxed);
-  trace_.Span(TraceTrack::kCaller, "WAIT", what, begin, end);
+  trace_.Span(TraceTrack::kCaller, "WAIT", what, begin, end, detail);
   DropFinished();
   return done;
 }
@@ -470,7 +470,7 @@ EngineStats Engine::stats() {
   {
     MutexLock lock(progress_mu_);
     stats = stats_;
-    if (executor_.active_count() > 0) stats.busy_ns += NowNs();
+    if (executor_.unanswered() > 0) stats.busy_ns += NowNs();
   }
   stats.allocations += planner_.planned();
   stats.bytes_pinned = arena_->bytes_reserved();

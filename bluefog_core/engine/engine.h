@@ -68,8 +68,10 @@ class Engine final : private transport::Receiver {
   void Enqueue(Submission submission) EXCLUDES(inbox_mu_);
   /// Runs `task` under the progress lock, after everything enqueued before.
   void Run(std::function<void(Executor&)> task) EXCLUDES(inbox_mu_);
-  /// Waits for `completion`, driving progress first; false on time-out. `what` is for the timeline.
-  bool Wait(Completion& completion, std::chrono::nanoseconds timeout, const std::string& what);
+  /// Waits for `completion`, driving progress first; false on time-out. `what` and `detail` are for
+  /// the timeline.
+  bool Wait(Completion& completion, std::chrono::nanoseconds timeout, const std::string& what,
+            TraceDetail detail = {});
   /// A handler for active messages, served while the caller's own threads sleep.
   void SetUserHandler(uint8_t handler, UserHandler fn);
   /// Numbers the optimizers of this communicator; created in the same order on all ranks.

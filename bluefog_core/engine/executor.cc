@@ -34,8 +34,8 @@ struct Cookie {
   }
 };
 
-// Same arrow on both ranks.
-uint64_t FlowId(const Key& key, int from, int to, uint32_t message) {
+// Of an arrow, the same on both ranks; with from = to of the operation itself.
+uint64_t TraceId(const Key& key, int from, int to, uint32_t message) {
   return StableHash()
       .Add(key.name_hash)
       .Add(key.use)
@@ -106,7 +106,8 @@ void Executor::Start(Operation* op) {
   op->needs_posts =
       !op->dedicated && plan.largest_message * op->element_bytes > config_.eager_bytes;
   active_.push_back(op);
-  if (active_.size() == 1) stats_->busy_ns -= op->started_ns;
+  op->unanswered = true;
+  if (unanswered_++ == 0) stats_->busy_ns -= op->started_ns;
 
   match_.Add(op);
   for (size_t u = 0; u < plan.units.size(); ++u) {
@@ -212,7 +213,16 @@ void Executor::CompleteUnit(Operation* op, int32_t u) {
   if (kind == StepKind::kProduce && --op->produces_left == 0 && op->hooks != nullptr) {
     op->hooks->OnProduced();
   }
-  if (unit.consume && --op->consumes_left == 0 && op->hooks != nullptr) op->hooks->OnConsumed();
+  if (unit.consume && --op->consumes_left == 0 && op->hooks != nullptr) {
+    Answered(op);
+    op->hooks->OnConsumed();
+  }
+}
+
+void Executor::Answered(Operation* op) {
+  if (!op->unanswered) return;
+  op->unanswered = false;
+  if (--unanswered_ == 0) stats_->busy_ns += NowNs();
 }
 
 void Executor::ReleaseReceive(Operation* op, Operation::Receive& r) {
@@ -361,29 +371,30 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   r.held = true;
   r.bytes = bytes;
   r.weight = header.weight;
-  if (trace_->on()) {
-    r.arrived_ns = NowNs();
-    trace_->Instant(TraceTrack::kNetwork, "RECEIVE", op->name->name, r.arrived_ns, peer);
-    trace_->FlowEnd(TraceTrack::kNetwork, FlowId(op->key, peer, rank_, header.message),
-                    r.arrived_ns);
-  }
+  const int64_t arrived_ns = trace_->on() ? NowNs() : 0;
+  const bool fetch = !copied && !view.readable();
   if (copied) {
     r.copy = std::move(copy);
     r.data = r.copy.data();
-  } else if (view.readable() && bytes <= transport->inline_limit()) {
+  } else if (fetch) {
+    op->fetch_waiting.push_back(u);
+  } else if (bytes <= transport->inline_limit()) {
     // Released at once, which ends the sender's wait: with more ranks than cores a turn of all of
     // them lies between here and the combine.
     r.copy.assign(view.data, view.data + bytes);
     r.data = r.copy.data();
     r.held = false;
     transport->Release(view);
-  } else if (view.readable()) {
-    r.data = view.data;
   } else {
-    op->fetch_waiting.push_back(u);
-    return TryFetch(op);
+    r.data = view.data;
   }
-  Arrived(op, u);
+  if (trace_->on()) {
+    trace_->Span(TraceTrack::kNetwork, "RECEIVE", op->name->name, arrived_ns, NowNs(),
+                 {"peer", peer});
+    trace_->FlowEnd(TraceTrack::kNetwork, TraceId(op->key, peer, rank_, header.message),
+                    arrived_ns);
+  }
+  fetch ? TryFetch(op) : Arrived(op, u);
 }
 
 void Executor::Arrived(Operation* op, int32_t u) {
@@ -596,6 +607,7 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     const collective::Target& target = step.targets[t];
     header.message = static_cast<uint32_t>(target.message);
     header.weight = target.weight;
+    const int64_t begin_ns = trace_->on() ? NowNs() : 0;
     const SendResult sent =
         FlushOutbox(target.peer)
             ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
@@ -615,11 +627,12 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     op->inflight.push_back({target.peer, unit.ordinal, t});
     ++stats_->messages_sent;
     stats_->bytes_sent += static_cast<int64_t>(p.payload.size());
-    if (trace_->on()) {
-      const int64_t now = NowNs();
-      trace_->Instant(TraceTrack::kNetwork, "PUBLISH", op->name->name, now, target.peer);
-      trace_->FlowBegin(TraceTrack::kNetwork, FlowId(op->key, rank_, target.peer, header.message),
-                        now);
+    if (begin_ns != 0) {
+      trace_->Span(TraceTrack::kNetwork, "PUBLISH", op->name->name, begin_ns, NowNs(),
+                   {"peer", target.peer});
+      // From the beginning: the peer may have it before Send returns.
+      trace_->FlowBegin(TraceTrack::kNetwork, TraceId(op->key, rank_, target.peer, header.message),
+                        begin_ns);
     }
     p.unsent.erase(p.unsent.begin() + static_cast<std::ptrdiff_t>(i));
     *moved = true;
@@ -733,10 +746,10 @@ void Executor::Finish(Operation* op) {
   }
   match_.Remove(*op);
   active_.erase(std::find(active_.begin(), active_.end(), op));
-  const int64_t now = NowNs();
-  if (active_.empty()) stats_->busy_ns += now;
+  Answered(op);
   if (trace_->on()) {
-    trace_->Span(TraceTrack::kEngine, NameOf(op->op), op->name->name, op->started_ns, now);
+    trace_->Async(NameOf(op->op), op->name->name, TraceId(op->key, rank_, rank_, 0), op->started_ns,
+                  NowNs(), op->hooks == nullptr ? TraceDetail{} : TraceDetail{"step", op->step});
   }
   ++(status.ok() ? stats_->ops_done : stats_->ops_failed);
   op->scratch_memory = nullptr;

@@ -52,6 +52,8 @@ class Executor {
   bool runnable() const { return ready_units_ > 0; }
   bool idle() const { return active_.empty() && outbox_count_ == 0; }
   size_t active_count() const { return active_.size(); }
+  /// Of the active ones, those whose result is still to come here.
+  int64_t unanswered() const { return unanswered_; }
 
   /// Fails one operation: peers are told unless they are the ones who said so.
   void Fail(Operation* op, const Status& status, int except_peer = -1);
@@ -84,6 +86,7 @@ class Executor {
   // executor.cc: life of an operation.
   void MakeReady(Operation* op, int32_t unit);
   void CompleteUnit(Operation* op, int32_t unit);
+  void Answered(Operation* op);
   void Deliver(Operation* op, int peer, const WireHeader& header, const transport::View& view,
                std::vector<std::byte> copy, bool copied);
   void Arrived(Operation* op, int32_t unit);
@@ -128,7 +131,7 @@ class Executor {
   std::vector<std::unique_ptr<Operation>> slab_;
   std::vector<uint32_t> free_;
   std::vector<Operation*> active_;  ///< In order of submission.
-  int64_t ready_units_ = 0;
+  int64_t ready_units_ = 0, unanswered_ = 0;
   std::vector<std::deque<Outgoing>> outbox_;
   int64_t outbox_count_ = 0;
   std::array<UserHandler, 256> user_handlers_;

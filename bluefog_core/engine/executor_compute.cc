@@ -22,15 +22,16 @@ constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 
 class TraceSpan {
  public:
-  TraceSpan(Trace* trace, const char* what, const Operation& op, int64_t detail)
+  TraceSpan(Trace* trace, const char* what, const Operation& op, int64_t first_element)
       : trace_(trace->on() ? trace : nullptr),
         what_(what),
         op_(op),
-        detail_(detail),
+        first_(first_element),
         begin_ns_(trace_ == nullptr ? 0 : NowNs()) {}
   ~TraceSpan() {
     if (trace_ == nullptr) return;
-    trace_->Span(TraceTrack::kEngine, what_, op_.name->name, begin_ns_, NowNs(), detail_);
+    trace_->Span(TraceTrack::kEngine, what_, op_.name->name, begin_ns_, NowNs(),
+                 {"element", first_});
   }
   TraceSpan(const TraceSpan&) = delete;
   TraceSpan& operator=(const TraceSpan&) = delete;
@@ -39,7 +40,7 @@ class TraceSpan {
   Trace* trace_;
   const char* what_;
   const Operation& op_;
-  int64_t detail_, begin_ns_;
+  int64_t first_, begin_ns_;
 };
 
 }  // namespace

@@ -142,10 +142,10 @@ struct Operation : Submission {
     int64_t bytes = 0;
     double weight = 1.0;
     int32_t users = 0;
-    int64_t arrived_ns = 0;
   };
   uint32_t index = 0;  ///< In the executor's slab.
   bool active = false, failing = false;
+  bool unanswered = false;  ///< The result is still to come here, neighbours' releases aside.
   Status failure;
   std::vector<int32_t> pending;
   std::vector<int32_t> ready;  ///< Compute units, first in first out from ready_head.

@@ -13,9 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from . import _timeline
 from .topology import AnyTopology, Topology, _rounds
 
-__all__ = ["draw_topology", "plot_training"]
+__all__ = ["draw_step", "draw_topology", "plot_training"]
+
+
+def _new_figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("bluefog.viz draws with matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
@@ -38,12 +47,10 @@ def draw_topology(topology: AnyTopology, path: str | os.PathLike[str] | None = N
     -------
     matplotlib.figure.Figure
     """
-    from matplotlib.figure import Figure
-
     rounds = _rounds(topology)
     columns = min(len(rounds), 4)
     rows = math.ceil(len(rounds) / columns)
-    figure = Figure(figsize=(4 * columns, 4 * rows))
+    figure = _new_figure(4 * columns, 4 * rows)
     for r, graph in enumerate(rounds):
         axes = figure.add_subplot(rows, columns, r + 1)
         _draw_round(axes, graph)
@@ -105,9 +112,7 @@ def plot_training(
     -------
     matplotlib.figure.Figure
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5))
+    figure = _new_figure(7, 4.5)
     axes = figure.add_subplot()
     for label, values in curves.items():
         table = np.atleast_2d(np.asarray(values, dtype=float))
@@ -123,4 +128,45 @@ def plot_training(
         axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
+    return _finish(figure, path)
+
+
+def draw_step(
+    prefix: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    step: int | None = None,
+) -> Any:
+    """Draw one optimizer step of a timeline: what every rank did, and which messages went where.
+
+    Four rows a rank: the caller computes (grey) or waits in ``step()`` (red), with a tick where a
+    gradient became ready; the engine produces, combines and consumes; messages leave and arrive,
+    joined by arrows; and a bar for each bucket from its submission to its end. Where an engine or
+    network row has colour above a grey caller row, communication is hidden.
+
+    Parameters
+    ----------
+    prefix : path
+        The value that ``BLUEFOG_TIMELINE`` had: all files ``<prefix><rank>.json`` are read.
+    path : path, optional
+        Where to save the picture; the suffix decides the format.
+    step : int, optional
+        Which step; default: the one of median length.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    FileNotFoundError
+        No file of this prefix.
+    ValueError
+        A file that is not a timeline, or a step that is not in all of them.
+    """
+    timeline = _timeline.Timeline(os.fspath(prefix))
+    if step is None:
+        step = timeline.typical_step()
+    figure = _new_figure(10, 1.2 + 0.95 * len(timeline.events))
+    _timeline.draw(timeline, step, figure)
     return _finish(figure, path)

@@ -88,8 +88,11 @@ struct EngineStats {
   int64_t bytes_pinned = 0;  ///< Arena segments.
   int64_t control_messages = 0;
   int64_t nonfinite_gradients = 0;
-  int64_t busy_ns = 0;     ///< Union of the times in which at least one exchange was under way.
-  int64_t blocked_ns = 0;  ///< Callers' time inside Wait.
+  /// Union of the times in which a caller could have had to wait: from the start of an exchange
+  /// until its result is there. That neighbours still read what was sent does not count: it holds
+  /// nobody up here.
+  int64_t busy_ns = 0;
+  int64_t blocked_ns = 0;  ///< Callers' time inside Wait; 1 - blocked / busy is hidden.
 };
 
 class Communicator {
