@@ -6,9 +6,13 @@
 // tools/CMakeLists.txt and call Add<Name> in main.cc.
 #pragma once
 
+#include <string>
+
 #include <CLI/CLI.hpp>
 
 #include <bluefog/status.h>
+
+#include "format.h"
 
 namespace bluefog::tools {
 
@@ -23,6 +27,20 @@ inline constexpr int kUsageError = 2;
 /// Ends the command from inside its callback with this exit code and no further output. (CLI11
 /// carries it to main by an exception of its own; nothing of the library is on the stack's way.)
 [[noreturn]] inline void Exit(int code) { throw CLI::RuntimeError(code); }
+/// For an option's transform(): "64M" becomes its number of bytes.
+inline CLI::Validator Size() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const int64_t bytes = ParseSize(text);
+        if (bytes < 0) {
+          return "'" + text +
+                 "' is not a size: use a number with or without K, M, G or T, as in 64M";
+        }
+        text = std::to_string(bytes);
+        return std::string();
+      },
+      "");
+}
 /// Prints "bluefog: <message>" on stderr and ends the command with `code`.
 [[noreturn]] void Fail(const Status& status, int code = kUsageError);
 

@@ -1,13 +1,29 @@
-// How the tool writes numbers for people.
+// How the tool writes numbers for people, and reads theirs.
 #pragma once
 
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include <fmt/format.h>
 
 namespace bluefog::tools {
+
+/// "64M" → 67108864, binary units; -1 if it is not a size.
+inline int64_t ParseSize(std::string_view text) {
+  int shift = 0;
+  if (!text.empty()) {
+    const size_t unit = std::string_view("KMGTkmgt").find(text.back());
+    if (unit != std::string_view::npos) shift = 10 * static_cast<int>(unit % 4 + 1);
+    if (shift > 0) text.remove_suffix(1);
+  }
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) return -1;
+  return value > INT64_MAX >> shift ? -1 : value << shift;
+}
 
 /// "512 KiB", "1.5 MiB", "17 B": binary units, at most three significant decimals.
 inline std::string FormatBytes(double bytes) {

@@ -23,7 +23,7 @@ constexpr int kSlotsPerBucket = 2;  // Payload slots D of the engine.
 
 struct Options {
   bool config = false, json = false;
-  uint64_t model_bytes = 100 << 20;
+  int64_t model_bytes = 100 << 20;
 };
 
 std::string Compiler() {
@@ -86,7 +86,7 @@ std::vector<Traits> AllTraits() {
   return all;
 }
 
-double PinnedBytes(const Traits& traits, const Config& config, uint64_t model_bytes) {
+double PinnedBytes(const Traits& traits, const Config& config, int64_t model_bytes) {
   return static_cast<double>(kSlotsPerBucket * traits.payloads) * static_cast<double>(model_bytes) +
          static_cast<double>(config.slot_bytes);
 }
@@ -102,7 +102,7 @@ void PrintSettings(const std::vector<SettingInfo>& settings) {
   }
 }
 
-void Print(const Config& config, uint64_t model_bytes) {
+void Print(const Config& config, int64_t model_bytes) {
   const auto line = [](const std::string& label, const std::string& value) {
     std::cout << "  " << Pad(label, 12) << value << "\n";
   };
@@ -143,7 +143,7 @@ void Print(const Config& config, uint64_t model_bytes) {
   }
 }
 
-Json AsJson(const Config& config, const std::vector<SettingInfo>& settings, uint64_t model_bytes) {
+Json AsJson(const Config& config, const std::vector<SettingInfo>& settings, int64_t model_bytes) {
   Json components = Json::array(), optimizers = Json::array(), table = Json::array();
   for (const ComponentInfo& component : DescribeComponents(config.component_dir)) {
     components.push_back({{"name", component.name},
@@ -213,7 +213,7 @@ void AddInfo(CLI::App& app) {
   command->add_flag("--json", options->json, "Everything, machine-readable");
   command
       ->add_option("--model-bytes", options->model_bytes, "Size of the model for the memory table")
-      ->transform(CLI::AsSizeValue(false).description(""))
+      ->transform(Size())
       ->type_name("SIZE")
       ->default_str("100M");
   command->callback([options] { RunInfo(*options); });

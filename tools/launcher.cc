@@ -125,7 +125,7 @@ class Launcher {
     signals_ = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
     for (int r = 0; r < options_.ranks && !exit_code_; ++r) {
       if (const int error = Start(r); error != 0) {
-        Say("cannot start '" + options_.command[0] +
+        Say("cannot start rank " + std::to_string(r) + ", '" + options_.command[0] +
             "': " + (error == ENOENT ? "command not found" : std::strerror(error)));
         exit_code_ = error == ENOENT ? 127 : 126;
         Stop(SIGKILL);

@@ -39,14 +39,28 @@ void RepairLongOptions(const CLI::App& app, std::vector<std::string>& args) {
   }
 }
 
+// What is wrong with the first word; empty if nothing is.
+std::string WrongCommand(const CLI::App& app, const std::vector<std::string>& args) {
+  std::string names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    if (!args.empty() && command->check_name(args[0])) return "";
+    names += (names.empty() ? "" : ", ") + command->get_name();
+  }
+  if (args.empty()) return "which command? There are: " + names + "; --help explains them";
+  if (args[0].starts_with('-')) return "";
+  return "there is no command '" + args[0] + "'; there are: " + names;
+}
+
 int Main(int argc, char** argv) {
   CLI::App app(
       "Decentralized deep learning: neighbour averaging that overlaps with back-propagation");
   app.name("bluefog");
   app.set_version_flag("-v,--version", "bluefog " BLUEFOG_VERSION);
   app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return std::string("bluefog: ") + error.what() + "\nbluefog --help explains the options\n";
+  app.failure_message([](const CLI::App* at, const CLI::Error& error) {
+    std::string command = "bluefog";
+    for (const CLI::App* sub : at->get_subcommands()) command += " " + sub->get_name();
+    return command + ": " + error.what() + "\n" + command + " --help explains the options\n";
   });
   AddRun(app);
   AddPerf(app);
@@ -56,6 +70,10 @@ int Main(int argc, char** argv) {
   std::vector<std::string> args(argv + 1, argv + argc);
   const std::string_view self = argv[0];
   if (self.substr(self.rfind('/') + 1) == "bfrun") args.insert(args.begin(), "run");
+  if (const std::string error = WrongCommand(app, args); !error.empty()) {
+    std::cerr << "bluefog: " << error << std::endl;
+    return kUsageError;
+  }
   RepairLongOptions(app, args);
   try {
     app.parse(std::vector<std::string>(args.rbegin(), args.rend()));

@@ -58,7 +58,8 @@ StatusOr<Topology> Parse(std::istream& in, const std::string& path) {
                                                     path, number, found, columns));
     }
   }
-  if (rows != columns || rows == 0) {
+  if (rows == 0) return absl::InvalidArgumentError(path + ": no weights in it");
+  if (rows != columns) {
     return absl::InvalidArgumentError(
         fmt::format("{}: {} rows of {} entries; a weight matrix is square", path, rows, columns));
   }
@@ -73,9 +74,11 @@ StatusOr<Topology> Parse(std::istream& in, const std::string& path) {
 StatusOr<Topology> ReadMatrix(const std::string& path) {
   if (path == "-") return Parse(std::cin, "standard input");
   std::ifstream file(path);
-  if (!file) {
+  // A folder can be opened, but not read.
+  if (!file || (file.peek(), file.bad())) {
     return absl::NotFoundError(fmt::format("cannot read {}: {}", path, std::strerror(errno)));
   }
+  file.clear();  // An empty file.
   return Parse(file, path);
 }
 

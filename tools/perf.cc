@@ -6,13 +6,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <fstream>
 #include <memory>
 
 #include <CLI/CLI.hpp>
 
 #include "commands.h"
+#include "format.h"
 #include "launcher.h"
 
 namespace bluefog::tools {
@@ -30,20 +30,6 @@ std::vector<std::string> Split(const std::string& text) {
     begin = end + 1;
   }
   return parts;
-}
-
-/// "64M" → 67108864; -1 if it is not a size.
-int64_t ParseSize(std::string_view text) {
-  int shift = 0;
-  if (!text.empty()) {
-    const size_t unit = std::string_view("KMGkmg").find(text.back());
-    if (unit != std::string_view::npos) shift = 10 * static_cast<int>(unit % 3 + 1);
-    if (shift > 0) text.remove_suffix(1);
-  }
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0) return -1;
-  return value > (int64_t{16} << 30) >> shift ? -1 : value << shift;
 }
 
 Status Bad(const std::string& text) { return absl::InvalidArgumentError("perf: " + text); }
@@ -131,7 +117,7 @@ Status PerfOptions::Parse() {
   }
   for (const std::string& text : Split(bytes_text)) {
     const int64_t size = ParseSize(text);
-    if (size < 0) {
+    if (size < 0 || size > int64_t{16} << 30) {
       return Bad("--bytes '" + text +
                  "': use numbers up to 16G with or without K, M, G, separated by "
                  "commas, as in 4K,1M,64M");

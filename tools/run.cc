@@ -1,4 +1,6 @@
 // `bluefog run -np N command…`: starts a command as the N ranks of a job on this host.
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <iostream>
 #include <memory>
@@ -15,6 +17,8 @@ extern char** environ;
 namespace bluefog::tools {
 namespace {
 
+constexpr int kMaxRanks = 4096;  // More is a slip of the finger, and would take the host down.
+
 struct RunOptions {
   int ranks = 1;
   std::vector<std::string> command, env;
@@ -30,9 +34,17 @@ bool IsSet(const std::string& name) {
 }
 
 void Run(const RunOptions& o) {
-  if (o.ranks < 1) {
-    Fail(absl::InvalidArgumentError("run: -np is " + std::to_string(o.ranks) +
-                                    ": a job has at least 1 rank"));
+  if (o.ranks < 1 || o.ranks > kMaxRanks) {
+    Fail(absl::InvalidArgumentError("run: -np is " + std::to_string(o.ranks) + ": 1 to " +
+                                    std::to_string(kMaxRanks) + " ranks can run on one host"));
+  }
+  // Two pipes a rank, and what is open anyway.
+  if (rlimit files; !o.no_tag && getrlimit(RLIMIT_NOFILE, &files) == 0 &&
+                    static_cast<rlim_t>(2 * o.ranks + 64) > files.rlim_cur) {
+    Fail(absl::InvalidArgumentError(
+        "run: -np " + std::to_string(o.ranks) + " needs " + std::to_string(2 * o.ranks + 64) +
+        " open files, but the limit is " + std::to_string(files.rlim_cur) +
+        ": raise it (ulimit -n), or use --no-tag"));
   }
   LaunchOptions launch;
   launch.ranks = o.ranks;

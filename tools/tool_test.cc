@@ -102,7 +102,8 @@ TEST(Topo, MatrixFile) {
   EXPECT_THAT(run(".5,.5").out, HasSubstr("1 rows of 2 entries"));
   EXPECT_THAT(run("1,0\n0,-1").out, HasSubstr("row 1, column 1"));
   EXPECT_THAT(run("1/0").out, HasSubstr("neither a number"));
-  EXPECT_EQ(run("").exit_code, 2);
+  EXPECT_THAT(run("").out, HasSubstr("no weights in it"));
+  EXPECT_THAT(UsageError("topo --matrix /"), HasSubstr("cannot read /: Is a directory"));
   EXPECT_THAT(UsageError("topo --matrix /nowhere/w.csv"),
               HasSubstr("/nowhere/w.csv: No such file"));
 }
@@ -117,7 +118,20 @@ TEST(Topo, ErrorsSayWhatToDo) {
   EXPECT_THAT(UsageError("topo hypercube -n 12"), HasSubstr("use 8 or 16 ranks"));
   EXPECT_THAT(UsageError("topo ring -n 8 --matrix w.csv"), HasSubstr("not both"));
   EXPECT_THAT(UsageError("topo ring -n 8 --byte 3"), HasSubstr("--byte"));
-  EXPECT_THAT(UsageError(""), HasSubstr("subcommand"));
+  EXPECT_THAT(UsageError("topo ring -n 8 --byte 3"), HasSubstr("bluefog topo --help"));
+  for (const char* size : {"-1", "1X", "9999999999G"}) {
+    EXPECT_THAT(UsageError("topo ring -n 8 --bytes=" + std::string(size)),
+                HasSubstr("'" + std::string(size) + "' is not a size"));
+  }
+}
+
+TEST(Tool, NamesItsCommands) {
+  EXPECT_THAT(UsageError(""), HasSubstr("which command? There are: run, perf, topo, info"));
+  EXPECT_THAT(UsageError("rnu -np 2 true"),
+              HasSubstr("no command 'rnu'; there are: run, perf, topo, info"));
+  EXPECT_THAT(UsageError("--versoin"), HasSubstr("bluefog --help"));
+  EXPECT_EQ(Tool("--help").exit_code, 0);
+  EXPECT_THAT(Tool("--version").out, HasSubstr(BLUEFOG_VERSION));
 }
 
 TEST(Info, ShowsBuildPluginsAndMemory) {
@@ -142,6 +156,7 @@ TEST(Info, ConfigShowsWhatTheEnvironmentChanged) {
   const Result bad = Shell("BLUEFOG_EAGER_BYTES=lots " BLUEFOG_TOOL " info 2>&1");
   EXPECT_EQ(bad.exit_code, 2);
   EXPECT_THAT(bad.out, AllOf(HasSubstr("BLUEFOG_EAGER_BYTES"), HasSubstr("lots")));
+  EXPECT_THAT(UsageError("info --model-bytes=-5"), HasSubstr("'-5' is not a size"));
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ struct Options {
   std::string name, matrix;
   std::optional<int> n;
   int64_t round = -1;
-  uint64_t bytes = 1 << 20;
+  int64_t bytes = 1 << 20;
   bool json = false, list = false, all = false;
 };
 
@@ -251,7 +251,7 @@ void AddTopo(CLI::App& app) {
                    "i → j; fractions like 1/3 are read too; \"-\" is standard input")
       ->type_name("FILE");
   command->add_option("--bytes", options->bytes, "Payload, e.g. 64M (binary units)")
-      ->transform(CLI::AsSizeValue(false).description(""))
+      ->transform(Size())
       ->type_name("SIZE")
       ->default_str("1M");
   command->add_flag("--json", options->json, "Machine-readable, with full precision");

@@ -54,6 +54,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
 
   OptimizerShared shared_;
   DistributedOptimizerOptions options_;
+  std::string title_;  ///< For the timeline.
   std::vector<std::unique_ptr<Bucket>> buckets_;
   std::vector<Bucket*> bucket_of_;  ///< By parameter; null for empty parameters.
   std::vector<bool> ready_;
@@ -90,9 +91,9 @@ DistributedOptimizerImpl::~DistributedOptimizerImpl() {
         absl::AbortedError("the optimizer was destroyed with a step under way"));
     done.Set();
   });
-  shared_.engine->Wait(done, std::chrono::nanoseconds::max(), "optimizer");
+  shared_.engine->Wait(done, std::chrono::nanoseconds::max(), title_);
   while (shared_.in_flight.load() > 0 && shared_.engine->CheckUsable("").ok()) {
-    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), "optimizer");
+    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), title_);
     if (shared_.in_flight.load() > 0) shared_.quiet.Reset();
   }
 }
@@ -103,7 +104,7 @@ void DistributedOptimizerImpl::AwaitQuiet() {
     shared_.quiet.Reset();
     if (shared_.in_flight.load() == 0) return;
     if (options_.interrupted && options_.interrupted()) return;
-    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), "optimizer");
+    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), title_);
   }
 }
 
@@ -128,6 +129,7 @@ Status DistributedOptimizerImpl::Init() {
                                       "' asks for more payloads, states or measures than exist");
   }
   shared_.name = "optimizer" + std::to_string(shared_.engine->NextOptimizer());
+  title_ = shared_.name + " (" + t.name + ")";
   shared_.params = std::move(options_.params);
   shared_.bindings.resize(shared_.params.size());
   ready_.resize(shared_.params.size());
@@ -610,7 +612,7 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
     return absl::FailedPreconditionError(traits().name + ": no step was begun");
   }
   Completion& completion = delayed() ? shared_.produced : shared_.consumed;
-  if (!shared_.engine->Wait(completion, timeout, traits().name, {"step", step_})) {
+  if (!shared_.engine->Wait(completion, timeout, title_, {"step", step_})) {
     return absl::DeadlineExceededError(traits().name + ": the step is still under way");
   }
   in_step_ = begun_ = false;
@@ -636,7 +638,7 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
     }
   }
   has_early_ = true;
-  shared_.engine->Wait(shared_.produced, std::chrono::nanoseconds::max(), traits().name);
+  shared_.engine->Wait(shared_.produced, std::chrono::nanoseconds::max(), title_);
   // A failure now is the next step's, which may never come: a rank that has ended fails its
   // neighbours'.
   return absl::OkStatus();

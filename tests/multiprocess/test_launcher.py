@@ -106,6 +106,18 @@ def test_given_environment_goes_through():
     assert out == "[0] 3\n"
 
 
+def test_more_ranks_than_a_host_takes_are_refused():
+    result = run("-np", 100_000, "true")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "-np is 100000: 1 to 4096 ranks" in result.stderr
+    script = 'ulimit -n 100 && "$0" run -np 50 true'
+    result = subprocess.run(["sh", "-c", script, TOOL], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert (
+        "-np 50 needs 164 open files, but the limit is 100: raise it (ulimit -n)" in result.stderr
+    )
+
+
 def test_verbose_says_what_it_set():
     result = run("-np", 1, "-v", "true")
     assert "OMP_NUM_THREADS=1" in result.stderr

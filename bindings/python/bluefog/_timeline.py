@@ -6,6 +6,7 @@ What lies in the files: docs/timeline.md.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ class Timeline:
     ----------
     prefix : path
         The value of ``BLUEFOG_TIMELINE``.
+    optimizer : int, optional
+        Which one, counted from 0 in the order in which they were made; default: that with the most
+        steps.
 
     Raises
     ------
@@ -45,7 +49,7 @@ class Timeline:
         A file that is not a timeline (named), or no optimizer step in any.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, optimizer: int | None = None) -> None:
         path = Path(prefix)
         name = re.compile(
             re.escape("" if str(prefix).endswith("/") else path.name) + r"(\d+)\.json"
@@ -58,14 +62,31 @@ class Timeline:
             raise FileNotFoundError(
                 f"no timeline {prefix}<rank>.json: give the prefix that BLUEFOG_TIMELINE had"
             )
-        self.prefix = str(prefix)
+        self.prefix, self.title = str(prefix), ""
         self.events = {rank: _read(file) for rank, file in sorted(files.items())}
-        self._waits = {rank: _step_waits(events) for rank, events in self.events.items()}
-        if not any(self._waits.values()):
+        self._waits: dict[int, dict[int, list[tuple[float, float]]]] = {}
+        self._select(optimizer)
+
+    def _select(self, optimizer: int | None) -> None:
+        """Look at the steps of one optimizer only."""
+        waits = {rank: _step_waits(events) for rank, events in self.events.items()}
+        counts: dict[str, int] = {}
+        for of_rank in waits.values():
+            for title, _ in of_rank:
+                counts[title] = counts.get(title, 0) + 1
+        if optimizer is not None:
+            counts = {t: n for t, n in counts.items() if t.startswith(f"optimizer{optimizer} ")}
+        if not counts:
+            which = "" if optimizer is None else f" of optimizer {optimizer}"
             raise BluefogValueError(
-                f"the timeline {prefix}*.json has no optimizer step; look at it in "
-                "https://ui.perfetto.dev instead"
+                f"the timeline {self.prefix}*.json has no step{which}; all that is in it can be "
+                "seen at https://ui.perfetto.dev"
             )
+        self.title = max(counts, key=lambda title: counts[title])
+        self._waits = {
+            rank: {step: spans for (title, step), spans in of_rank.items() if title == self.title}
+            for rank, of_rank in waits.items()
+        }
 
     def steps(self) -> list[int]:
         """Steps that can be drawn: every rank has this one and the one before."""
@@ -99,24 +120,52 @@ class Timeline:
             raise BluefogValueError(f"rank {rank} has no step {step} to draw; there are: {known}")
         return waits[step - 1][-1][1], waits[step][-1][1]
 
-    def optimizer(self, step: int) -> str:
-        """Name of the plugin that made the step."""
-        mine = next(iter(self.events.values()))
-        return next(
-            e["args"]["operation"]
-            for e in mine
-            if e["name"] == "WAIT" and e["args"].get("step") == step
-        )
-
     def waits(self, rank: int, step: int) -> list[tuple[float, float]]:
         """(begin, end) of the times in which step() waited; one wait may come in pieces."""
         return self._waits[rank][step]
 
+    def spans(self, rank: int, step: int) -> list[dict[str, Any]]:
+        """What the engine did for the buckets of a step: events of the engine and the network."""
+        windows = {name: (begin, end) for name, begin, end in self.operations(rank, step)}
+        found = []
+        for e in self.events[rank]:
+            if e["ph"] == "X" and e["tid"] in (_ENGINE, _NETWORK):
+                begin, end = windows.get(e["args"]["operation"], (math.inf, math.inf))
+                if begin <= e["ts"] <= end:
+                    found.append(e)
+        return found
+
+    def messages(self, step: int) -> list[tuple[int, float, int, float]]:
+        """(sender, time, receiver, time) of the messages of a step."""
+        begun = {
+            (rank, e["ts"])
+            for rank in self.events
+            for e in self.spans(rank, step)
+            if e["name"] == "PUBLISH"
+        }
+        sent = {
+            e["id"]: (rank, e["ts"])
+            for rank, events in self.events.items()
+            for e in events
+            if e["ph"] == "s" and (rank, e["ts"]) in begun
+        }
+        return [
+            (*sent[e["id"]], rank, e["ts"])
+            for rank, events in self.events.items()
+            for e in events
+            if e["ph"] == "f" and e["id"] in sent
+        ]
+
     def operations(self, rank: int, step: int) -> list[tuple[str, float, float]]:
         """(name, begin, end) of the buckets of a step, in order of their begin."""
         begun, found = {}, []
+        prefix = self.title.split(" ")[0] + "."
         for e in self.events[rank]:
-            if e["ph"] == "b" and e["args"].get("step") == step:
+            if (
+                e["ph"] == "b"
+                and e["args"].get("step") == step
+                and e["args"]["operation"].startswith(prefix)
+            ):
                 begun[e["id"]] = e
             elif e["ph"] == "e" and e["id"] in begun:
                 begin = begun.pop(e["id"])
@@ -133,11 +182,15 @@ def _read(file: Path) -> list[dict[str, Any]]:
     return ordered
 
 
-def _step_waits(events: Sequence[dict[str, Any]]) -> dict[int, list[tuple[float, float]]]:
-    waits: dict[int, list[tuple[float, float]]] = {}
+def _step_waits(
+    events: Sequence[dict[str, Any]],
+) -> dict[tuple[str, int], list[tuple[float, float]]]:
+    """The waits of step(), by optimizer and step."""
+    waits: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for e in events:
         if e["name"] == "WAIT" and "step" in e["args"]:
-            waits.setdefault(e["args"]["step"], []).append((e["ts"], e["ts"] + e["dur"]))
+            key = (e["args"]["operation"], e["args"]["step"])
+            waits.setdefault(key, []).append((e["ts"], e["ts"] + e["dur"]))
     return waits
 
 
@@ -170,11 +223,12 @@ def draw(timeline: Timeline, step: int, figure: Any) -> None:
 
     for rank in ranks:
         _draw_rank(timeline, step, rank, bar)
+        first, last = timeline.rank_span(rank, step)
         for e in timeline.events[rank]:
-            if e["name"] == "GRADIENT_READY" and e["args"].get("step") == step:
+            if e["name"] == "GRADIENT_READY" and first <= e["ts"] <= last:
                 at = (e["ts"] - begin) / 1e3
                 axes.plot([at, at], [y(rank, "caller") - 0.4, y(rank, "caller") + 0.4], "k", lw=0.8)
-    _draw_arrows(timeline, axes, begin, end, y)
+    _draw_arrows(timeline, step, axes, begin, y)
 
     axes.set_xlim(0, (end - begin) / 1e3)
     axes.set_ylim(len(ranks) * height - 0.9, -0.8)
@@ -186,7 +240,7 @@ def draw(timeline: Timeline, step: int, figure: Any) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("ms")
     count = f"{len(ranks)} rank" + ("s" if len(ranks) > 1 else "")
-    axes.set_title(f"step {step} of {timeline.optimizer(step)}, {count}")
+    axes.set_title(f"step {step} of {timeline.title}, {count}")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     handles = [
@@ -206,9 +260,8 @@ def _draw_rank(timeline: Timeline, step: int, rank: int, bar: Any) -> None:
         bar(rank, "caller", "WAIT", wait_begin, wait_end)
         at = wait_end
     rows = {_ENGINE: "engine", _NETWORK: "network"}
-    for e in timeline.events[rank]:
-        if e["ph"] == "X" and e["tid"] in rows:
-            bar(rank, rows[e["tid"]], e["name"], e["ts"], e["ts"] + e["dur"])
+    for e in timeline.spans(rank, step):
+        bar(rank, rows[e["tid"]], e["name"], e["ts"], e["ts"] + e["dur"])
     operations = timeline.operations(rank, step)
     lanes = _lanes([(op_begin, op_end) for _, op_begin, op_end in operations])
     size = 0.8 / (max(lanes, default=0) + 1)
@@ -227,27 +280,18 @@ def _lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
     return numbers
 
 
-def _draw_arrows(timeline: Timeline, axes: Any, begin: float, end: float, y: Any) -> None:
-    sent = {
-        e["id"]: (r, e["ts"]) for r, es in timeline.events.items() for e in es if e["ph"] == "s"
-    }
-    for rank, events in timeline.events.items():
-        for e in events:
-            if e["ph"] != "f" or e["id"] not in sent:
-                continue
-            source, at = sent[e["id"]]
-            if at < begin or e["ts"] > end:
-                continue
-            axes.annotate(
-                "",
-                xy=((e["ts"] - begin) / 1e3, y(rank, "network")),
-                xytext=((at - begin) / 1e3, y(source, "network")),
-                arrowprops={
-                    "arrowstyle": "-|>,head_width=0.12,head_length=0.25",
-                    "color": "0.4",
-                    "lw": 0.5,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                },
-                annotation_clip=False,
-            )
+def _draw_arrows(timeline: Timeline, step: int, axes: Any, begin: float, y: Any) -> None:
+    for source, sent, target, received in timeline.messages(step):
+        axes.annotate(
+            "",
+            xy=((received - begin) / 1e3, y(target, "network")),
+            xytext=((sent - begin) / 1e3, y(source, "network")),
+            arrowprops={
+                "arrowstyle": "-|>,head_width=0.12,head_length=0.25",
+                "color": "0.4",
+                "lw": 0.5,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+            annotation_clip=True,
+        )

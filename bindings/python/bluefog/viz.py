@@ -1,11 +1,14 @@
-"""Pictures of topologies and of training; needs matplotlib.
+"""Pictures of topologies, of training and of what happened in a step; needs matplotlib.
 
 >>> from bluefog import topology, viz
 >>> viz.draw_topology(topology.ring(8), "ring.png")  # doctest: +SKIP
+
+Also a command: ``python -m bluefog.viz --help``.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import _timeline
+from . import topology as _topology
 from .topology import AnyTopology, Topology, _rounds
 
 __all__ = ["draw_step", "draw_topology", "plot_training"]
@@ -29,7 +33,7 @@ def _new_figure(width: float, height: float) -> Any:
 
 def _finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        figure.savefig(path, dpi=120, bbox_inches="tight")
     return figure
 
 
@@ -136,6 +140,7 @@ def draw_step(
     path: str | os.PathLike[str] | None = None,
     *,
     step: int | None = None,
+    optimizer: int | None = None,
 ) -> Any:
     """Draw one optimizer step of a timeline: what every rank did, and which messages went where.
 
@@ -152,6 +157,9 @@ def draw_step(
         Where to save the picture; the suffix decides the format.
     step : int, optional
         Which step; default: the one of median length.
+    optimizer : int, optional
+        Of which optimizer, counted from 0 in the order in which they were made; default: the one
+        with the most steps.
 
     Returns
     -------
@@ -164,9 +172,35 @@ def draw_step(
     ValueError
         A file that is not a timeline, or a step that is not in all of them.
     """
-    timeline = _timeline.Timeline(os.fspath(prefix))
+    timeline = _timeline.Timeline(os.fspath(prefix), optimizer)
     if step is None:
         step = timeline.typical_step()
     figure = _new_figure(10, 1.2 + 0.95 * len(timeline.events))
     _timeline.draw(timeline, step, figure)
     return _finish(figure, path)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bluefog.viz", description="Draw a picture.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="one step of a timeline")
+    step.add_argument("prefix", help="the value that BLUEFOG_TIMELINE had")
+    step.add_argument("--step", type=int, help="default: the one of median length")
+    step.add_argument("--optimizer", type=int, help="default: the one with the most steps")
+    topology = commands.add_parser("topology", help="the graph of a topology")
+    topology.add_argument("name", help="as in `bluefog topo --list`")
+    topology.add_argument("-n", type=int, required=True, help="number of ranks")
+    for command in (step, topology):
+        command.add_argument("-o", "--output", required=True, help="png, svg or pdf file")
+    args = parser.parse_args()
+    try:
+        if args.command == "step":
+            draw_step(args.prefix, args.output, step=args.step, optimizer=args.optimizer)
+        else:
+            draw_topology(_topology.make(args.name, args.n), args.output)
+    except (OSError, ValueError, ImportError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    _main()
