@@ -1,9 +1,9 @@
-"""The smallest script: a deep perceptron that every rank trains on data of its own.
+"""A deep perceptron that every rank trains on data of its own.
 
-    bluefog run -np 2 python examples/train.py
-
-Three lines differ from training with torch.optim.SGD on one process: those that say `bf`.
+    bluefog run -np 2 python examples/train.py [--no-overlap]
 """
+
+import sys
 
 import torch
 
@@ -19,7 +19,11 @@ def main() -> None:
     layers = [torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]
     model = torch.nn.Sequential(*(m for layer in layers for m in (layer, torch.nn.ReLU())))
     optimizer = bf.optim.DecentLaM(
-        model.named_parameters(), lr=0.1, momentum=0.9, topology=bf.topology.ring(bf.size())
+        model.named_parameters(),
+        lr=0.1,
+        momentum=0.9,
+        topology=bf.topology.ring(bf.size()),
+        overlap="--no-overlap" not in sys.argv,
     )
     # Every rank sees its own part of the inputs; all learn the same function of them.
     target = torch.randn(WIDTH, WIDTH) / WIDTH**0.5

@@ -304,8 +304,9 @@ StatusOr<std::vector<SettingInfo>> DescribeConfig(const Config& config) {
   const Config defaults;
   std::vector<SettingInfo> rows;
   for (const Setting& s : kSettings) {
+    const std::string expected = Expected(s);
     rows.push_back({s.variable, TypeOf(s), ValueOf(s, defaults), ValueOf(s, config),
-                    std::string(s.help) + " (" + Expected(s) + ")"});
+                    s.help + (expected == "text" ? "" : " (" + expected + ")")});
   }
   return rows;
 }

@@ -297,8 +297,9 @@ Status Engine::SetTopology(TopologySequence topology) {
                               << "' does not keep averages: " << a->problem;
       }
       if (!a->connected) {
-        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
-                              << "' is not connected: " << a->problem;
+        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name() << "' is "
+                              << (a->problem.starts_with("not connected") ? a->problem
+                                                                          : "not connected");
       }
     }
   }

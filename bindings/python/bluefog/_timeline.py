@@ -127,11 +127,15 @@ class Timeline:
     def spans(self, rank: int, step: int) -> list[dict[str, Any]]:
         """What the engine did for the buckets of a step: events of the engine and the network."""
         windows = {name: (begin, end) for name, begin, end in self.operations(rank, step)}
+        # A bucket may still be read by neighbours when the next step has begun.
+        for name, begin, _ in self.operations(rank, step + 1):
+            if name in windows:
+                windows[name] = (windows[name][0], min(windows[name][1], begin))
         found = []
         for e in self.events[rank]:
             if e["ph"] == "X" and e["tid"] in (_ENGINE, _NETWORK):
                 begin, end = windows.get(e["args"]["operation"], (math.inf, math.inf))
-                if begin <= e["ts"] <= end:
+                if begin <= e["ts"] < end:
                     found.append(e)
         return found
 
