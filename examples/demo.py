@@ -6,6 +6,7 @@ ring. Every rank sees two or three kinds of clothing only. Prints a table, write
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "fashion_mnist.json"
+    if shutil.which("bluefog") is None:
+        sys.exit("demo: the bluefog command is not on the PATH; ci/demo.sh puts it there")
     command = ["bluefog", "run", "-np", str(args.ranks), sys.executable]
     command += [str(Path(__file__).with_name("fashion_mnist.py"))]
     command += ["--optimizer", ",".join(METHODS), "--topology", "ring", "--partition", "by-label"]

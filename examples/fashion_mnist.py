@@ -31,10 +31,15 @@ OPTIMIZERS = {
 }
 
 
+def give_up(text: str) -> None:
+    """End all ranks; they all call it, one speaks."""
+    sys.exit(f"fashion_mnist: {text}" if bf.rank() == 0 else 2)
+
+
 def read_idx(path: Path) -> np.ndarray:
     """An array of bytes from a gzipped idx file."""
     if not path.exists():
-        sys.exit(f"{path} is missing: apt-get install dataset-fashion-mnist, or --data DIR")
+        give_up(f"{path} is missing: apt-get install dataset-fashion-mnist, or --data DIR")
     data = gzip.decompress(path.read_bytes())
     ndim = data[3]
     shape = np.frombuffer(data, ">i4", ndim, offset=4)
@@ -100,7 +105,10 @@ def train(name, args, seed, train_set, test_set, progress) -> dict:
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "overlap": not args.no_overlap}
     if name != "dsgd":
         options["momentum"] = args.momentum
-    optimizer = OPTIMIZERS[name](model.named_parameters(), **options)
+    try:
+        optimizer = OPTIMIZERS[name](model.named_parameters(), **options)
+    except ValueError as error:  # A graph that the method does not stand, for example.
+        give_up(str(error))
 
     # The same number of steps on all ranks: each counts on its neighbours in every step.
     steps = math.ceil(len(train_set[1]) / bf.size() / args.batch_size)
@@ -171,7 +179,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     bf.init()
-    bf.set_topology(bf.topology.make(args.topology, bf.size()), is_weighted=True)
+    try:
+        bf.set_topology(bf.topology.make(args.topology, bf.size()))
+    except ValueError as error:
+        give_up(str(error))
     train_set, test_set = load(args.data, "train"), load(args.data, "t10k")
     runs = []
     with tqdm(

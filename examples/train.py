@@ -1,6 +1,6 @@
 """A deep perceptron that every rank trains on data of its own.
 
-    bluefog run -np 2 python examples/train.py [--no-overlap]
+bluefog run -np 2 python examples/train.py [--no-overlap]
 """
 
 import sys
