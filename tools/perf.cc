@@ -44,7 +44,7 @@ StatusOr<int> Start(const PerfOptions& options) {
   if (!options.json.empty() && !std::ofstream(options.json, std::ios::app)) {
     return Bad("--json: cannot write " + options.json + "; name a file in a folder that exists");
   }
-  const PerfArea area(options, config->chunk_bytes);
+  const PerfArea area(options);
   // Inherited by the ranks under the same number.
   const int fd = memfd_create("bluefog-perf", 0);
   if (fd < 0 || ftruncate(fd, area.bytes()) != 0) {
@@ -73,6 +73,7 @@ StatusOr<int> Start(const PerfOptions& options) {
                     "--area=" + std::to_string(fd)};
   if (!options.json.empty()) launch.command.push_back("--json=" + options.json);
   if (options.blocked) launch.command.push_back("--blocked");
+  if (options.no_bind) launch.command.push_back("--no-bind");
   return Launch(launch);
 }
 
@@ -142,14 +143,6 @@ Status PerfOptions::Parse() {
   return absl::OkStatus();
 }
 
-int PerfOptions::IterationsFor(int64_t size) const {
-  if (iterations > 0) return iterations;
-  return static_cast<int>(
-      std::clamp<int64_t>((int64_t{64} << 20) / std::max<int64_t>(size, 1), 3, 200));
-}
-
-int64_t PerfOptions::LargestBytes() const { return *std::max_element(bytes.begin(), bytes.end()); }
-
 void AddPerf(CLI::App& app) {
   auto options = std::make_shared<PerfOptions>();
   CLI::App* command = app.add_subcommand(
@@ -187,6 +180,8 @@ void AddPerf(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--blocked", options->blocked,
                     "Every wait blocks at once, as when the cores have other work");
+  command->add_flag("--no-bind", options->no_bind,
+                    "Do not bind each rank to a core (done where there is a core for each)");
   command->add_option("--json", options->json, "Write the rows to this file")->type_name("FILE");
   command->add_option("--area", options->area_fd)->group("");
   command->callback([options] { RunPerf(*options); });

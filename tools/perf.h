@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ struct PerfOptions {
   int iterations = 0;  ///< Per round; 0: by size.
   int rounds = 9;
   bool blocked = false;
+  bool no_bind = false;
   int area_fd = -1;  ///< Not -1: this process is a rank.
 
   // From the texts, by Parse.
@@ -33,6 +35,9 @@ struct PerfOptions {
   Status Parse();
   int IterationsFor(int64_t size) const;
   int64_t LargestBytes() const;
+  /// Each rank stays on a core of its own. Left to itself the kernel may keep two ranks that yield
+  /// to each other on one core for the whole run, with another core idle.
+  bool BindsRanks() const;
 };
 
 /// A word that other processes wait for. Counts up; wraps.
@@ -48,10 +53,11 @@ class PerfArea {
   /// Times of one series of one rank: ours and bare.
   static constexpr int kSeries = 2;
 
-  PerfArea(const PerfOptions& options, int64_t chunk_bytes);
+  explicit PerfArea(const PerfOptions& options);
   int64_t bytes() const { return total_; }
   Status Map(int fd);
 
+  static bool Has(const SharedWord& word, uint32_t target);
   /// Waits until `word` has reached `target`: by spinning and yielding, or (--blocked) asleep.
   void WaitFor(const SharedWord& word, uint32_t target) const;
   void Set(SharedWord& word, uint32_t value) const;
@@ -83,6 +89,23 @@ class PerfArea {
   uint32_t generation_ = 0;
 };
 
+/// Works through chunks that the ranks hand each other in rings of `depth` places. All ranks call
+/// Run equally often and meet at a barrier in between.
+class Pipeline {
+ public:
+  Pipeline(PerfArea* area, int rank) : area_(area), rank_(rank) {}
+  /// `stage(c)` puts this rank's chunk c where `readers` find it; `use(c)` works on chunk c of this
+  /// rank and of all `sources`.
+  Status Run(std::span<const int> sources, std::span<const int> readers, uint32_t chunks,
+             uint32_t depth, const std::function<void(uint32_t)>& stage,
+             const std::function<Status(uint32_t)>& use);
+
+ private:
+  PerfArea* const area_;
+  const int rank_;
+  uint32_t base_ = 0;  ///< Of all counters.
+};
+
 /// The same exchange without an engine: the limit. Driven by every rank at the same time.
 class BareExchange {
  public:
@@ -92,6 +115,8 @@ class BareExchange {
   /// `in_arena`, private memory without. InvalidArgument where the kernels do not know the type.
   Status Run(const Neighborhood& neighborhood, bool in_arena, const std::byte* in, std::byte* out,
              int64_t count);
+  /// For other work in the same area.
+  Pipeline& pipeline() { return pipeline_; }
 
  private:
   Status Pipelined(const Neighborhood& neighborhood, bool in_arena, const std::byte* in,
@@ -104,6 +129,7 @@ class BareExchange {
   const int rank_, size_;
   const int64_t element_bytes_, chunk_, eager_bytes_;
   PerfArea* const area_;
+  Pipeline pipeline_;
   uint32_t base_ = 0;     ///< Of all published counters.
   uint32_t reduced_ = 0;  ///< Of all reduced counters.
 };

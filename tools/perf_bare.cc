@@ -19,8 +19,10 @@ namespace bluefog::tools {
 namespace {
 
 constexpr int64_t kPage = 4096;
-/// Chunks in the ring.
-constexpr uint32_t kDepth = 4;
+/// The ring of staged chunks, 1 MiB. From 4 MiB on it leaves the cache, which costs most; within,
+/// neither the size of the chunks nor their number matters much.
+constexpr int64_t kRingChunkBytes = 128 << 10;
+constexpr uint32_t kRingDepth = 8;
 /// As in the engine: above, the output is written past the caches.
 constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 
@@ -41,7 +43,20 @@ bool Reached(uint32_t value, uint32_t target) { return static_cast<int32_t>(valu
 
 }  // namespace
 
-PerfArea::PerfArea(const PerfOptions& options, int64_t chunk_bytes)
+int PerfOptions::IterationsFor(int64_t size) const {
+  if (iterations > 0) return iterations;
+  return static_cast<int>(
+      std::clamp<int64_t>((int64_t{64} << 20) / std::max<int64_t>(size, 1), 3, 200));
+}
+
+int64_t PerfOptions::LargestBytes() const { return *std::max_element(bytes.begin(), bytes.end()); }
+
+bool PerfOptions::BindsRanks() const {
+  cpu_set_t all;
+  return !no_bind && sched_getaffinity(0, sizeof all, &all) == 0 && CPU_COUNT(&all) >= ranks;
+}
+
+PerfArea::PerfArea(const PerfOptions& options)
     : ranks_(options.ranks),
       blocked_(options.blocked),
       crowded_(options.ranks > sysconf(_SC_NPROCESSORS_ONLN)) {
@@ -51,7 +66,7 @@ PerfArea::PerfArea(const PerfOptions& options, int64_t chunk_bytes)
   }
   times_offset_ = int64_t{sizeof(SharedWord)} * (3 * kMaxPerfRanks + ranks_ * ranks_);
   data_offset_ = RoundUp(times_offset_ + ranks_ * (kSeries * samples_ + kMaxPerfRanks) * 8);
-  data_bytes_ = RoundUp(std::max(options.LargestBytes(), kDepth * chunk_bytes) + 64);
+  data_bytes_ = RoundUp(std::max(options.LargestBytes(), kRingDepth * kRingChunkBytes) + 64);
   total_ = data_offset_ + 2 * ranks_ * data_bytes_;
 }
 
@@ -75,10 +90,14 @@ std::span<int64_t> PerfArea::cpu(int rank) const {
   return {p + int64_t{ranks_} * kSeries * samples_ + int64_t{rank} * kMaxPerfRanks, kMaxPerfRanks};
 }
 
+bool PerfArea::Has(const SharedWord& word, uint32_t target) {
+  return Reached(word.value.load(std::memory_order_acquire), target);
+}
+
 void PerfArea::WaitFor(const SharedWord& word, uint32_t target) const {
   // With a core for each rank a short wait is not worth giving it up.
   for (int i = 0; i < (blocked_ || crowded_ ? 0 : kSpins); ++i) {
-    if (Reached(word.value.load(std::memory_order_acquire), target)) return;
+    if (Has(word, target)) return;
     Pause();
   }
   for (uint32_t now; !Reached(now = word.value.load(std::memory_order_acquire), target);) {
@@ -116,7 +135,8 @@ BareExchange::BareExchange(const PerfOptions& options, const Config& config, Per
       element_bytes_(SizeOf(options.dtype)),
       chunk_(std::max<int64_t>(1, config.chunk_bytes / element_bytes_)),
       eager_bytes_(config.eager_bytes),
-      area_(area) {}
+      area_(area),
+      pipeline_(area, rank) {}
 
 Status BareExchange::Run(const Neighborhood& neighborhood, bool in_arena, const std::byte* in,
                          std::byte* out, int64_t count) {
@@ -131,6 +151,45 @@ Status BareExchange::Run(const Neighborhood& neighborhood, bool in_arena, const 
 void BareExchange::Meet() {
   area_->Set(area_->published(rank_), ++base_);
   for (int r = 0; r < size_; ++r) area_->WaitFor(area_->published(r), base_);
+}
+
+Status Pipeline::Run(std::span<const int> sources, std::span<const int> readers, uint32_t chunks,
+                     uint32_t depth, const std::function<void(uint32_t)>& stage,
+                     const std::function<Status(uint32_t)>& use) {
+  uint32_t staged = 0;
+  // The place of the next chunk is free once all readers are done with what lay there.
+  const auto free_at = [&] { return base_ + staged + 1 - depth; };
+  const auto stage_next = [&] {
+    stage(staged);
+    area_->Set(area_->published(rank_), base_ + ++staged);
+  };
+  const auto try_stage = [&] {
+    if (staged == chunks) return false;
+    for (const int r : readers) {
+      if (staged >= depth && !area_->Has(area_->consumed(r, rank_), free_at())) return false;
+    }
+    stage_next();
+    return true;
+  };
+  for (uint32_t c = 0; c < chunks; ++c) {
+    // The next chunk is staged if that is possible without waiting, this one must be.
+    while (staged <= c + 1 && try_stage()) {
+    }
+    if (staged <= c) {
+      for (const int r : readers) area_->WaitFor(area_->consumed(r, rank_), free_at());
+      stage_next();
+    }
+    for (const int s : sources) {
+      SharedWord& published = area_->published(s);
+      while (!area_->Has(published, base_ + c + 1) && try_stage()) {  // Better than idling.
+      }
+      area_->WaitFor(published, base_ + c + 1);
+    }
+    if (Status status = use(c); !status.ok()) return status;
+    for (const int s : sources) area_->Set(area_->consumed(rank_, s), base_ + c + 1);
+  }
+  base_ += chunks;
+  return absl::OkStatus();
 }
 
 // Publish, wait for the sources, combine; for neighbor_allreduce, broadcast and allgather.
@@ -148,61 +207,45 @@ Status BareExchange::Pipelined(const Neighborhood& neighborhood, bool in_arena, 
       if (everybody || rank_ == 0) readers.push_back(r);
     }
   }
-  const int64_t chunk = in_arena ? std::max<int64_t>(count, 1) : chunk_;
+  const int64_t chunk = in_arena ? std::max<int64_t>(count, 1) : kRingChunkBytes / element_bytes_;
   const auto chunks = static_cast<uint32_t>(std::max<int64_t>(1, (count + chunk - 1) / chunk));
   const bool streaming =
       count * element_bytes_ * static_cast<int64_t>(sources.size() + 2) > kStreamingBytes;
+  const auto bytes_of = [&](uint32_t c) {
+    return static_cast<size_t>(std::min(chunk, count - c * chunk) * element_bytes_);
+  };
+  const auto ring = [&](int source, uint32_t c) {
+    return area_->data(source, 1) + int64_t{c % kRingDepth} * chunk * element_bytes_;
+  };
   const auto at = [&](int source, uint32_t c) -> const std::byte* {
     if (source == rank_) return in + c * chunk * element_bytes_;
-    if (in_arena) return area_->data(source, 0);
-    return area_->data(source, 1) + int64_t{c % kDepth} * chunk * element_bytes_;
+    return in_arena ? area_->data(source, 0) : ring(source, c);
   };
 
+  const auto stage = [&](uint32_t c) {
+    if (in_arena || readers.empty()) return;
+    std::memcpy(ring(rank_, c), at(rank_, c), bytes_of(c));
+  };
   std::vector<kernels::Term> terms;
-  uint32_t staged = 0;
-  for (uint32_t c = 0; c < chunks; ++c) {
-    // What the next chunk of this rank needs is looked at without waiting, its own is waited for.
-    for (; staged < chunks && staged <= c + 1; ++staged) {
-      if (!in_arena && !readers.empty()) {
-        const uint32_t free = base_ + staged + 1 - kDepth;
-        const bool ready = std::all_of(readers.begin(), readers.end(), [&](int r) {
-          return staged < kDepth || Reached(area_->consumed(r, rank_).value.load(), free);
-        });
-        if (!ready && staged > c) break;
-        for (const int r : readers) {
-          if (staged >= kDepth) area_->WaitFor(area_->consumed(r, rank_), free);
-        }
-        std::memcpy(area_->data(rank_, 1) + int64_t{staged % kDepth} * chunk * element_bytes_,
-                    in + staged * chunk * element_bytes_,
-                    static_cast<size_t>(std::min(chunk, count - staged * chunk) * element_bytes_));
-      }
-      area_->Set(area_->published(rank_), base_ + staged + 1);
-    }
-    for (const int s : sources) area_->WaitFor(area_->published(s), base_ + c + 1);
-
-    const int64_t begin = int64_t{c} * chunk;
-    const int64_t n = std::min(chunk, count - begin);
-    const auto bytes = static_cast<size_t>(n * element_bytes_);
-    std::byte* to = out + begin * element_bytes_;
+  const auto use = [&](uint32_t c) -> Status {
+    std::byte* to = out + c * chunk * element_bytes_;
+    const size_t bytes = bytes_of(c);
     if (op_ == Op::kNeighborAllreduce) {
+      const int64_t n = static_cast<int64_t>(bytes) / element_bytes_;
       terms.assign(1, {at(rank_, c), neighborhood.self_weight});
       for (const Edge& e : neighborhood.in) terms.push_back({at(e.rank, c), e.weight});
-      Status status = neighborhood.uniform
-                          ? kernels::SumDivide(dtype_, n, to, terms,
-                                               static_cast<double>(terms.size()), streaming)
-                          : kernels::WeightedSum(dtype_, n, to, terms, streaming);
-      if (!status.ok()) return status;
-    } else if (op_ == Op::kBroadcast) {
+      return neighborhood.uniform ? kernels::SumDivide(dtype_, n, to, terms,
+                                                       static_cast<double>(terms.size()), streaming)
+                                  : kernels::WeightedSum(dtype_, n, to, terms, streaming);
+    }
+    if (op_ == Op::kBroadcast) {
       std::memcpy(to, at(0, c), bytes);
     } else {
-      for (int r = 0; r < size_; ++r) {
-        std::memcpy(to + r * count * element_bytes_, at(r, c), bytes);
-      }
+      for (int r = 0; r < size_; ++r) std::memcpy(to + r * count * element_bytes_, at(r, c), bytes);
     }
-    for (const int s : sources) area_->Set(area_->consumed(rank_, s), base_ + c + 1);
-  }
-  base_ += chunks;
-  return absl::OkStatus();
+    return absl::OkStatus();
+  };
+  return pipeline_.Run(sources, readers, chunks, kRingDepth, stage, use);
 }
 
 // allreduce: small, everybody sums everything; large, each rank its own shard, which is then handed

@@ -1,0 +1,17 @@
+// What the parts of the benchmarks' native library share.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include <bluefog/status.h>
+
+namespace bluefog::benchmarks {
+
+/// Meets the other ranks at the barrier, runs `body` and returns its time in ns, or -1;
+/// bench_error() then says what failed.
+int64_t Timed(const std::function<Status()>& body);
+/// The same for what is not timed: 0 or -1.
+int64_t Checked(const std::function<Status()>& body);
+
+}  // namespace bluefog::benchmarks
