@@ -30,7 +30,10 @@ def main() -> int:
     results = args.out / "fashion_mnist.json"
     if shutil.which("bluefog") is None:
         sys.exit("demo: the bluefog command is not on the PATH; ci/demo.sh puts it there")
-    command = ["bluefog", "run", "-np", str(args.ranks), sys.executable]
+    command = ["bluefog", "run", "-np", str(args.ranks)]
+    # A bucket for each parameter: as one bucket, this small model would leave all at once with the
+    # last gradient, and nothing could be hidden.
+    command += ["--env", "BLUEFOG_BUCKET_BYTES=0", sys.executable]
     command += [str(Path(__file__).with_name("fashion_mnist.py"))]
     command += ["--optimizer", ",".join(METHODS), "--topology", "ring", "--partition", "by-label"]
     command += ["--batch-size", "512", "--lr", "0.2", "--epochs", str(args.epochs)]
@@ -45,8 +48,11 @@ def main() -> int:
 
     runs = json.loads(results.read_text())
     print(f"\n{args.ranks} ranks, ring, sorted by label, {args.epochs} epochs, {args.seeds} seeds")
-    print("                averaged model          ranks          apart   time    hidden")
-    print("method          mean  (min   – max )    mean   worst           ms/step  share")
+    print(f"{'averaged model':>31}{'ranks':>20}{'consensus':>15}{'step':>8}{'hidden':>8}")
+    print(
+        f"{'method':14}{'mean':>6}  {'(min   – max  )'}{'mean':>9}{'worst':>8}"
+        f"{'distance':>10}{'ms':>8}{'share':>8}"
+    )
     means, curves = {}, {}
     for method, label in METHODS.items():
         mine = [r for r in runs if r["optimizer"] == method]
@@ -60,7 +66,7 @@ def main() -> int:
         print(
             f"{label:14}{means[method]:6.3f}  ({min(accuracy):.3f} – {max(accuracy):.3f})"
             f"{mean('acc_rank_mean'):9.3f}{min(r['acc_rank_min'] for r in mine):8.3f}"
-            f"{mean('consensus'):9.4f}{mean('step_ms'):8.1f}{mean('hidden_share'):8.0%}"
+            f"{mean('consensus'):10.4f}{mean('step_ms'):8.1f}{mean('hidden_share'):8.0%}"
         )
     picture = args.out / "demo.png"
     viz.plot_training(

@@ -72,9 +72,15 @@ class Api(Generic[T]):
         enable_topo_check: bool = True,
         name: str | None = None,
     ) -> int:
-        """Start :func:`neighbor_allreduce` and return a handle for ``synchronize``.
+        """Start :func:`neighbor_allreduce`; parameters and errors are the same.
 
-        The tensor must not be changed before the handle is synchronized.
+        The tensor must not be changed before the handle is synchronized. So with all nonblocking
+        operations.
+
+        Returns
+        -------
+        int
+            A handle for ``synchronize``, ``wait`` and ``poll``.
         """
         weights = _call_weights(self_weight, src_weights, dst_weights)
         return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
@@ -141,7 +147,7 @@ class Api(Generic[T]):
         is_hierarchical_local: bool = False,
         name: str | None = None,
     ) -> int:
-        """Start :func:`allreduce` and return a handle for ``synchronize``."""
+        """Start :func:`allreduce` (the same parameters); returns a handle for ``synchronize``."""
         _refuse_hierarchical(is_hierarchical_local)
         return self._submit(Op.allreduce, tensor, name, average=average)
 
@@ -157,8 +163,13 @@ class Api(Generic[T]):
         Parameters
         ----------
         tensor : tensor of any shape, floating point; int32 and int64 with ``average=False``
+            Same shape, dtype and memory order on all ranks. It is not changed.
+        average : bool
+            Mean or sum.
         is_hierarchical_local : bool
             True is not available yet (ValueError).
+        name : str, optional
+            Matches the call with those of the other ranks; default: the order of calls.
 
         Returns
         -------
@@ -170,7 +181,9 @@ class Api(Generic[T]):
         AssertionError
             The average of integers is asked for.
         ValueError
-            Another shape or dtype on another rank.
+            Another shape, dtype or operation on another rank (both values are named).
+        BluefogError
+            A rank died or never called; ``code`` says which.
         """
         handle = self.allreduce_nonblocking(tensor, average, is_hierarchical_local, name)
         return _runtime.synchronize(handle)
@@ -182,7 +195,7 @@ class Api(Generic[T]):
         is_hierarchical_local: bool = False,
         name: str | None = None,
     ) -> int:
-        """Start :func:`allreduce_` and return a handle for ``synchronize``."""
+        """Start :func:`allreduce_` (the same parameters); returns a handle for ``synchronize``."""
         _refuse_hierarchical(is_hierarchical_local)
         return self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
 
@@ -193,37 +206,85 @@ class Api(Generic[T]):
         is_hierarchical_local: bool = False,
         name: str | None = None,
     ) -> T:
-        """:func:`allreduce` in place; ``tensor`` must be writable and without gaps."""
+        """:func:`allreduce` in place: overwrites ``tensor`` and returns it.
+
+        Raises
+        ------
+        ValueError
+            As :func:`allreduce`; also a tensor that is read-only or has gaps in memory.
+        """
         handle = self.allreduce_nonblocking_(tensor, average, is_hierarchical_local, name)
         return _runtime.synchronize(handle)
 
     def broadcast_nonblocking(self, tensor: T, root_rank: int, name: str | None = None) -> int:
-        """Start :func:`broadcast` and return a handle for ``synchronize``."""
+        """Start :func:`broadcast` (the same parameters); returns a handle for ``synchronize``."""
         return self._submit(Op.broadcast, tensor, name, root=root_rank)
 
     def broadcast(self, tensor: T, root_rank: int, name: str | None = None) -> T:
         """A copy of the tensor of ``root_rank``, on every rank.
 
-        Same shape and dtype everywhere; any dtype. ValueError if ``root_rank`` is not a rank.
+        Parameters
+        ----------
+        tensor : tensor of any shape and dtype
+            Same shape, dtype and memory order on all ranks. It is not changed.
+        root_rank : int
+            The same on all ranks.
+        name : str, optional
+            Matches the call with those of the other ranks; default: the order of calls.
+
+        Returns
+        -------
+        tensor
+            A new tensor of the same shape and dtype, on the root too.
+
+        Raises
+        ------
+        ValueError
+            ``root_rank`` is not a rank, or another shape, dtype or root on another rank.
+        BluefogError
+            A rank died or never called; ``code`` says which.
         """
         return _runtime.synchronize(self.broadcast_nonblocking(tensor, root_rank, name))
 
     def broadcast_nonblocking_(self, tensor: T, root_rank: int, name: str | None = None) -> int:
-        """Start :func:`broadcast_` and return a handle for ``synchronize``."""
+        """Start :func:`broadcast_` (the same parameters); returns a handle for ``synchronize``."""
         return self._submit(Op.broadcast, tensor, name, in_place=True, root=root_rank)
 
     def broadcast_(self, tensor: T, root_rank: int, name: str | None = None) -> T:
-        """:func:`broadcast` in place; ``tensor`` must be writable and without gaps."""
+        """:func:`broadcast` in place: overwrites ``tensor`` and returns it.
+
+        Raises
+        ------
+        ValueError
+            As :func:`broadcast`; also a tensor that is read-only or has gaps in memory.
+        """
         return _runtime.synchronize(self.broadcast_nonblocking_(tensor, root_rank, name))
 
     def allgather_nonblocking(self, tensor: T, name: str | None = None) -> int:
-        """Start :func:`allgather` and return a handle for ``synchronize``."""
+        """Start :func:`allgather` (the same parameters); returns a handle for ``synchronize``."""
         return self._submit(Op.allgather, tensor, name)
 
     def allgather(self, tensor: T, name: str | None = None) -> T:
         """The tensors of all ranks, concatenated along the first dimension in rank order.
 
-        Same shape and dtype everywhere; ``[d, …]`` gives ``[size * d, …]``, 0-dim gives ``[size]``.
+        Parameters
+        ----------
+        tensor : tensor of any dtype, [d, …] or 0-dim
+            Same shape, dtype and memory order on all ranks. It is not changed.
+        name : str, optional
+            Matches the call with those of the other ranks; default: the order of calls.
+
+        Returns
+        -------
+        tensor
+            [size * d, …]; of 0-dim tensors [size].
+
+        Raises
+        ------
+        ValueError
+            Another shape or dtype on another rank (both values are named).
+        BluefogError
+            A rank died or never called; ``code`` says which.
         """
         return _runtime.synchronize(self.allgather_nonblocking(tensor, name))
 
@@ -235,7 +296,10 @@ class Api(Generic[T]):
         Parameters
         ----------
         params : dict (taken in the order of its keys), list of tensors, or list of (name, tensor)
-            ``model.state_dict()``, for example. Leaves that require gradients are fine.
+            ``model.state_dict()``, for example. Leaves that require gradients are fine. All must be
+            writable and without gaps in memory.
+        root_rank : int
+            The same on all ranks.
 
         Raises
         ------
@@ -245,7 +309,10 @@ class Api(Generic[T]):
         self._in_place(Op.broadcast, _named_tensors(params), root=root_rank)
 
     def allreduce_parameters(self, params: Any) -> None:
-        """Overwrite all tensors with their mean; ``params`` as in broadcast_parameters."""
+        """Overwrite all tensors with their mean over the ranks.
+
+        Parameters and errors are those of :func:`broadcast_parameters`; floating point only.
+        """
         self._in_place(Op.allreduce, _named_tensors(params), average=True)
 
     def consensus_distance(self, params: Any) -> float:
@@ -258,6 +325,15 @@ class Api(Generic[T]):
         Parameters
         ----------
         params : model, dict, list of tensors, or list of (name, tensor)
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            A parameter that differs in shape or dtype between the ranks (named).
         """
         named = self._adapter.named(params)
         if named is None:
@@ -303,6 +379,17 @@ class Api(Generic[T]):
         shape : int or sequence of int
         dtype : optional
             Of this framework; default: the framework's.
+
+        Returns
+        -------
+        tensor
+
+        Raises
+        ------
+        ValueError
+            A negative dimension, or a dtype that cannot be exchanged.
+        BluefogError
+            Before ``init()``; no memory (``code`` "RESOURCE_EXHAUSTED").
         """
         sizes = [shape] if isinstance(shape, numbers.Integral) else shape
         sizes = [int(s) for s in sizes]

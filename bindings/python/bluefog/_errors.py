@@ -33,3 +33,7 @@ class BluefogSizeError(BluefogValueError, TypeError):
 
     Also a ``TypeError``, because scripts written for BlueFog catch that.
     """
+
+
+for _class in (BluefogError, BluefogValueError, BluefogSizeError):
+    _class.__module__ = "bluefog"  # Where users find them; tracebacks say so.

@@ -107,9 +107,22 @@ def launched_by() -> str:
 
 
 def stats() -> dict[str, int]:
-    """Counters of this rank's engine: operations, messages, bytes, ``busy_ns``, ``blocked_ns``, …
+    """Counters of this rank's engine since ``init()``.
 
-    ``1 - blocked_ns / busy_ns`` is the hidden share of communication.
+    Returns
+    -------
+    dict
+        ``ops_submitted``, ``ops_done``, ``ops_failed``; ``messages_sent`` and ``bytes_sent`` of
+        data, ``posts_sent`` (announcements of large messages), ``nacks_sent`` (refusals),
+        ``control_messages``; ``allocations`` (stays the same once warm); ``bytes_pinned`` of shared
+        memory; ``nonfinite_gradients`` (elements); ``busy_ns``, the time in which the result of an
+        exchange was still to come, and ``blocked_ns``, the time spent waiting, in nanoseconds:
+        ``1 - blocked_ns / busy_ns`` is the hidden share of communication.
+
+    Raises
+    ------
+    ValueError
+        Before ``init()``.
     """
     return communicator().stats()
 
@@ -188,6 +201,11 @@ def add_handle(work: _core.Work, finish: Callable[[_core.Work], Any]) -> int:
 def poll(handle: int) -> bool:
     """True when the operation is complete, so that ``synchronize`` will not block.
 
+    Parameters
+    ----------
+    handle : int
+        What a nonblocking operation returned. It stays usable.
+
     Raises
     ------
     ValueError
@@ -200,6 +218,16 @@ def synchronize(handle: int) -> Any:
     """Wait for a nonblocking operation and return its output. A handle can be used once.
 
     Answers Ctrl-C; the handle then stays usable.
+
+    Parameters
+    ----------
+    handle : int
+        What a nonblocking operation returned.
+
+    Returns
+    -------
+    tensor
+        A new one; of an in-place operation the tensor that was given.
 
     Raises
     ------
@@ -224,7 +252,13 @@ def wait(handle: int) -> Any:
 
 
 def barrier() -> None:
-    """Return when every rank has called it."""
+    """Return when every rank has called it.
+
+    Raises
+    ------
+    BluefogError
+        A rank died or left (``code`` "UNAVAILABLE"), or one never called.
+    """
     submit(_core.Op.barrier).wait()
 
 

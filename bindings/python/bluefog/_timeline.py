@@ -211,7 +211,9 @@ def draw(timeline: Timeline, step: int, figure: Any) -> None:
     def y(rank: int, row: str) -> float:
         return ranks.index(rank) * height + _ROWS.index(row)
 
-    def bar(rank: int, row: str, what: str, at: float, to: float, size: float = 0.8, up: float = 0):
+    def bar(
+        rank: int, row: str, what: str, at: float, to: float, size: float = 0.8, up: float = 0
+    ) -> None:
         what = _SAME_COLOR.get(what, what)
         if what not in _COLORS or to < begin or at > end:
             return

@@ -4,6 +4,9 @@ Every generator returns a :class:`Topology`, or a :class:`TopologySequence` wher
 from round to round. ``W[i, j]`` is the weight on the edge i -> j: rank j receives
 ``sum_i W[i, j] * x_i``. Not to be confused with communication: nothing here talks to other ranks.
 
+``n`` is the number of ranks everywhere, at least 1. A generator that cannot make a graph of this
+size raises ValueError, which says what would do.
+
 >>> from bluefog import topology
 >>> topology.ring(8).analyze().spectral_gap  # doctest: +ELLIPSIS
 0.195...
@@ -58,6 +61,11 @@ def ring(n: int, style: str | int = "both") -> Topology:
         Number of ranks.
     style : {"both", "left", "right"} or {0, 1, 2}
         "left": i sends to i-1; "right": i sends to i+1 (directed).
+
+    Raises
+    ------
+    ValueError
+        Another style.
     """
     if isinstance(style, str):
         if style not in _RING_STYLES:
@@ -67,7 +75,11 @@ def ring(n: int, style: str | int = "both") -> Topology:
 
 
 def exponential(n: int, base: int = 2) -> Topology:
-    """Static exponential graph: i sends to i + base**k (mod n), all weights equal. Directed."""
+    """Static exponential graph: i sends to i + base**k (mod n), all weights equal. Directed.
+
+    Source: Ying et al., "Exponential Graph is Provably Efficient for Decentralized Deep Training"
+    (2021), for base 2.
+    """
     return _core.exponential(n, base)
 
 
@@ -77,12 +89,15 @@ def symmetric_exponential(n: int, base: int = 4) -> Topology:
 
 
 def mesh_grid_2d(n: int, rows: int = 0) -> Topology:
-    """Grid of ``rows`` x n/rows (0: as square as possible) with Metropolis-Hastings weights."""
+    """Grid of ``rows`` x n/rows (0: as square as possible) with Metropolis-Hastings weights.
+
+    ValueError if ``rows`` does not divide n.
+    """
     return _core.mesh_grid_2d(n, rows)
 
 
 def torus_2d(n: int, rows: int = 0) -> Topology:
-    """The grid closed to a torus (0 rows: as square as possible)."""
+    """The grid closed to a torus (0 rows: as square as possible); else as :func:`mesh_grid_2d`."""
     return _core.torus_2d(n, rows)
 
 
@@ -92,7 +107,10 @@ def hypercube(n: int) -> Topology:
 
 
 def star(n: int, center: int = 0) -> Topology:
-    """All ranks exchange with ``center`` at weight 1/n; the others keep 1 - 1/n."""
+    """All ranks exchange with ``center`` at weight 1/n; the others keep 1 - 1/n.
+
+    ValueError if ``center`` is not a rank.
+    """
     return _core.star(n, center)
 
 
@@ -104,7 +122,8 @@ def fully_connected(n: int) -> Topology:
 def erdos_renyi(n: int, p: float, seed: int = 0) -> Topology:
     """Random graph G(n, p) with Metropolis-Hastings weights, redrawn until connected.
 
-    The same ``seed`` gives the same graph on every rank.
+    The same ``seed`` gives the same graph on every rank. ValueError if p is not in [0, 1], or so
+    small that 1000 draws are not connected.
     """
     return _core.erdos_renyi(n, p, seed)
 
@@ -113,6 +132,7 @@ def one_peer_exponential(n: int) -> TopologySequence:
     """Round t: i sends to i + 2**(t mod ceil(log2 n)), weights 1/2. Directed, dynamic.
 
     One message per step; for n a power of 2 the product over a period is the exact average.
+    Source: Assran et al., "Stochastic Gradient Push for Distributed Deep Learning" (2019).
     """
     return _core.one_peer_exponential(n)
 
@@ -128,7 +148,10 @@ def names() -> list[str]:
 
 
 def make(name: str, n: int) -> TopologySequence:
-    """A generator by its name, as on the command line (hyphens and underscores are alike)."""
+    """A generator by its name, as on the command line (hyphens and underscores are alike).
+
+    ValueError lists the names if there is none of this one.
+    """
     return _core.make_topology(name, n)
 
 
@@ -139,6 +162,8 @@ def from_matrix(matrix: Any, name: str = "custom") -> Topology:
     ----------
     matrix : array_like, float[n, n]
         ``matrix[i, j]``: weight on the edge i -> j; 0 means no edge.
+    name : str
+        For messages and pictures.
 
     Raises
     ------
@@ -153,6 +178,12 @@ def from_networkx(graph: Any, name: str = "networkx") -> Topology:
 
     The edges' ``weight`` attributes are taken as they are, self-loops included. Where no edge has
     one, an undirected graph gets Metropolis-Hastings weights and a directed one uniform weights.
+
+    Parameters
+    ----------
+    graph : networkx.Graph or networkx.DiGraph
+    name : str
+        For messages and pictures.
 
     Raises
     ------
@@ -182,11 +213,18 @@ def metropolis_hastings(graph: Any, name: str = "custom") -> Topology:
     """Metropolis-Hastings weights on an undirected graph: symmetric and doubly stochastic.
 
     w_ij = 1 / max(d_i, d_j) with degrees that count the rank itself; the rest stays at i.
+    Source: Xiao, Boyd and Kim, "Distributed average consensus with least-mean-square deviation"
+    (2007).
 
     Parameters
     ----------
     graph : networkx graph, array_like[n, n], mapping or sequence of neighbour lists
         Only which edges exist matters. A directed graph must have both directions of every edge.
+
+    Raises
+    ------
+    ValueError
+        An edge in one direction only (named), or a node that is not a rank.
     """
     return _core.metropolis_hastings(_adjacency(graph), name)
 

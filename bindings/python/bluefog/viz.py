@@ -40,6 +40,8 @@ def _finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
 def draw_topology(topology: AnyTopology, path: str | os.PathLike[str] | None = None) -> Any:
     """Draw the ranks on a circle and the edges with their weights as line width.
 
+    A line without an arrow is an edge in both directions with equal weights.
+
     Parameters
     ----------
     topology : Topology or TopologySequence
@@ -52,23 +54,28 @@ def draw_topology(topology: AnyTopology, path: str | os.PathLike[str] | None = N
     matplotlib.figure.Figure
     """
     rounds = _rounds(topology)
+    n = topology.size
     columns = min(len(rounds), 4)
     rows = math.ceil(len(rounds) / columns)
-    figure = _new_figure(4 * columns, 4 * rows)
+    side = min(10.0, 4.0 * max(1.0, math.sqrt(n / 16)))  # In inches.
+    figure = _new_figure(side * columns, side * rows)
     for r, graph in enumerate(rounds):
         axes = figure.add_subplot(rows, columns, r + 1)
-        _draw_round(axes, graph)
+        _draw_round(axes, graph, node=min(16.0, 130.0 * side / n))
         suffix = "" if len(rounds) == 1 else f", round {r}"
-        axes.set_title(f"{topology.name}, {topology.size} ranks{suffix}")
+        axes.set_title(f"{topology.name}, {n} rank{'s' if n > 1 else ''}{suffix}")
     return _finish(figure, path)
 
 
-def _draw_round(axes: Any, graph: Topology) -> None:
+def _draw_round(axes: Any, graph: Topology, node: float) -> None:
+    """``node``: diameter of a rank's circle, in points."""
     n = graph.size
     matrix = graph.to_matrix()
     angle = np.pi / 2 - 2 * np.pi * np.arange(n) / n
     points = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    heaviest = max(matrix.max(), 1e-12)
+    between = matrix - np.diag(np.diag(matrix))
+    heaviest = max(between.max(), 1e-12)
+    thick = min(2.5, 15.0 / max(1, np.count_nonzero(between, axis=1).max()))
     for i, j in zip(*np.nonzero(matrix)):
         if i == j or (matrix[j, i] == matrix[i, j] and i > j):
             continue
@@ -76,18 +83,18 @@ def _draw_round(axes: Any, graph: Topology) -> None:
         arrow = {
             "arrowstyle": "-" if both else "-|>",
             "connectionstyle": "arc3,rad=0" if both else "arc3,rad=0.12",
-            "linewidth": 0.5 + 2.5 * matrix[i, j] / heaviest,
+            "linewidth": 0.3 + thick * matrix[i, j] / heaviest,
             "color": "tab:blue",
             "alpha": 0.7,
-            "shrinkA": 9,
-            "shrinkB": 9,
+            "shrinkA": node / 2 + 1,
+            "shrinkB": node / 2 + 1,
         }
         axes.annotate("", xy=points[j], xytext=points[i], arrowprops=arrow)
-    axes.scatter(*points.T, s=260, color="white", edgecolors="black", zorder=3)
+    axes.scatter(*points.T, s=node**2, color="white", edgecolors="black", zorder=3)
     for rank, (x, y) in enumerate(points):
-        axes.text(x, y, str(rank), ha="center", va="center", zorder=4, fontsize=9)
-    axes.set_xlim(-1.25, 1.25)
-    axes.set_ylim(-1.25, 1.25)
+        axes.text(x, y, str(rank), ha="center", va="center", zorder=4, fontsize=0.56 * node)
+    axes.set_xlim(-1.15, 1.15)
+    axes.set_ylim(-1.15, 1.15)
     axes.set_aspect("equal")
     axes.axis("off")
 
@@ -126,6 +133,8 @@ def plot_training(
             axes.fill_between(
                 at, table.min(axis=0), table.max(axis=0), alpha=0.2, color=line.get_color()
             )
+    if x is None:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if title:

@@ -1,6 +1,7 @@
 // Topology, TopologySequence, the generators and the analysis for Python.
 #include <bluefog/topology.h>
 
+#include <cmath>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -69,10 +70,11 @@ std::string Print(const TopologyAnalysis& a) {
   std::ostringstream out;
   out << std::boolalpha << "TopologyAnalysis(symmetric=" << a.symmetric
       << ", doubly_stochastic=" << a.doubly_stochastic << ", connected=" << a.connected
-      << ", lambda2=" << a.lambda2 << ", lambda_min=" << a.lambda_min
-      << ", spectral_gap=" << a.spectral_gap << ", exact_average=" << a.exact_average
-      << ", max_in_degree=" << a.max_in_degree << ", max_out_degree=" << a.max_out_degree
-      << ", messages_per_step=" << a.messages_per_step << ", problem='" << a.problem << "')";
+      << ", spectrum_known=" << a.spectrum_known << ", lambda2=" << a.lambda2
+      << ", lambda_min=" << a.lambda_min << ", spectral_gap=" << a.spectral_gap
+      << ", exact_average=" << a.exact_average << ", max_in_degree=" << a.max_in_degree
+      << ", max_out_degree=" << a.max_out_degree << ", messages_per_step=" << a.messages_per_step
+      << ", problem='" << a.problem << "')";
   return out.str();
 }
 
@@ -85,15 +87,56 @@ std::string Print(const TopologySequence& t) {
          std::to_string(t.period()) + ">";
 }
 
+void BindAnalysis(py::module_& module) {
+  // Not computed for large graphs: then nobody shall take a 0 for an answer.
+  const auto spectral = [](double TopologyAnalysis::*value) {
+    return [value](const TopologyAnalysis& a) { return a.spectrum_known ? a.*value : NAN; };
+  };
+  py::class_<TopologyAnalysis>(
+      module, "TopologyAnalysis",
+      "What can be said about a graph; over a whole period for a sequence.")
+      .def_readonly("symmetric", &TopologyAnalysis::symmetric, "W = W^T exactly, in every round.")
+      .def_readonly("asymmetry", &TopologyAnalysis::asymmetry,
+                    "The first pair with W[i, j] != W[j, i] in words, or empty.")
+      .def_readonly("doubly_stochastic", &TopologyAnalysis::doubly_stochastic,
+                    "Rows and columns sum to 1 within 1e-9, in every round.")
+      .def_readonly("column_stochastic", &TopologyAnalysis::column_stochastic,
+                    "What each rank combines sums to 1: constants are kept.")
+      .def_readonly("row_stochastic", &TopologyAnalysis::row_stochastic,
+                    "What each rank gives away sums to 1: the mean is kept.")
+      .def_readonly("connected", &TopologyAnalysis::connected,
+                    "Strongly connected, by the edges of one period together.")
+      .def_readonly("spectrum_known", &TopologyAnalysis::spectrum_known,
+                    "False for more than 256 ranks: the next four are then nan and False.")
+      .def_property_readonly("lambda2", spectral(&TopologyAnalysis::lambda2),
+                             "Second largest eigenvalue of a symmetric W; of a directed one the "
+                             "second largest modulus; of a sequence that of the product over a "
+                             "period, per round. 0 for one rank.")
+      .def_property_readonly("lambda_min", spectral(&TopologyAnalysis::lambda_min),
+                             "Smallest eigenvalue (real part) of any round.")
+      .def_property_readonly("spectral_gap", spectral(&TopologyAnalysis::spectral_gap),
+                             "1 - the largest modulus but the first, per round.")
+      .def_readonly("exact_average", &TopologyAnalysis::exact_average,
+                    "After one period every rank holds the mean, to 1e-12.")
+      .def_readonly("max_in_degree", &TopologyAnalysis::max_in_degree,
+                    "Most sources of a rank in one round, without itself.")
+      .def_readonly("max_out_degree", &TopologyAnalysis::max_out_degree,
+                    "Most destinations of a rank in one round, without itself.")
+      .def_readonly("messages_per_step", &TopologyAnalysis::messages_per_step,
+                    "Sent by the busiest rank, mean over a period.")
+      .def_readonly("problem", &TopologyAnalysis::problem,
+                    "The first sum that is not 1, or the first rank cut off, in words; or empty.")
+      .def("__repr__", [](const TopologyAnalysis& a) { return Print(a); });
+}
+
 void BindClasses(py::module_& module) {
   py::class_<Topology>(module, "Topology",
                        "An immutable weighted directed graph over ranks 0 … size-1.")
       .def_property_readonly("size", &Topology::size, "Number of ranks.")
-      .def_property_readonly("name", &Topology::name)
+      .def_property_readonly("name", &Topology::name, "For messages and pictures.")
       .def("to_matrix", &ToMatrix,
            "W as float64[n, n]; W[i, j] is the weight on the edge i -> j, the diagonal what each "
-           "rank "
-           "keeps of its own.")
+           "rank keeps of its own.")
       .def(
           "weight",
           [](const Topology& t, int from, int to) {
@@ -116,7 +159,7 @@ void BindClasses(py::module_& module) {
           py::arg("rank"), "{destination: weight}, ascending, without the rank itself.")
       .def(
           "analyze", [](const Topology& t) { return AnalyzeWithoutGil(TopologySequence(t)); },
-          "Symmetry, stochasticity, connectivity and spectrum, as a TopologyAnalysis (n <= 256).")
+          "Symmetry, stochasticity, connectivity and spectrum, as a TopologyAnalysis.")
       .def("__len__", &Topology::size)
       .def(
           "__eq__", [](const Topology& a, const Topology& b) { return a == b; }, py::is_operator())
@@ -132,8 +175,8 @@ void BindClasses(py::module_& module) {
            py::arg("rounds"), py::arg("name") = "custom")
       .def_property_readonly("size", &TopologySequence::size, "Number of ranks.")
       .def_property_readonly("period", &TopologySequence::period, "Rounds until it repeats.")
-      .def_property_readonly("is_static", &TopologySequence::is_static)
-      .def_property_readonly("name", &TopologySequence::name)
+      .def_property_readonly("is_static", &TopologySequence::is_static, "A period of one round.")
+      .def_property_readonly("name", &TopologySequence::name, "For messages and pictures.")
       .def(
           "at",
           [](const TopologySequence& t, int64_t round) {
@@ -160,29 +203,12 @@ void BindClasses(py::module_& module) {
           py::is_operator())
       .def("__repr__", [](const TopologySequence& t) { return Print(t); })
       .attr("__hash__") = py::none();
-
-  py::class_<TopologyAnalysis>(
-      module, "TopologyAnalysis",
-      "What can be said about a graph; over a whole period for a sequence.")
-      .def_readonly("symmetric", &TopologyAnalysis::symmetric)
-      .def_readonly("doubly_stochastic", &TopologyAnalysis::doubly_stochastic)
-      .def_readonly("column_stochastic", &TopologyAnalysis::column_stochastic)
-      .def_readonly("row_stochastic", &TopologyAnalysis::row_stochastic)
-      .def_readonly("connected", &TopologyAnalysis::connected)
-      .def_readonly("lambda2", &TopologyAnalysis::lambda2)
-      .def_readonly("lambda_min", &TopologyAnalysis::lambda_min)
-      .def_readonly("spectral_gap", &TopologyAnalysis::spectral_gap)
-      .def_readonly("exact_average", &TopologyAnalysis::exact_average)
-      .def_readonly("max_in_degree", &TopologyAnalysis::max_in_degree)
-      .def_readonly("max_out_degree", &TopologyAnalysis::max_out_degree)
-      .def_readonly("messages_per_step", &TopologyAnalysis::messages_per_step)
-      .def_readonly("problem", &TopologyAnalysis::problem)
-      .def("__repr__", [](const TopologyAnalysis& a) { return Print(a); });
 }
 
 }  // namespace
 
 void BindTopology(py::module_& module) {
+  BindAnalysis(module);
   BindClasses(module);
   module.def("topology_from_matrix", &FromMatrix);
   module.def("topology_from_edges", &FromEdges);

@@ -186,6 +186,17 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Use another graph from step ``from_step`` on (default: the next but one).
 
         Every rank calls it with the same arguments before that step.
+
+        Parameters
+        ----------
+        topology : networkx graph, numpy.ndarray, Topology or TopologySequence
+        from_step : int, optional
+            Counted from 0; later than the step under way.
+
+        Raises
+        ------
+        ValueError
+            A step that comes too soon, or a graph that the method does not stand.
         """
         sequence = _topology.as_sequence(topology, self._communicator.size, True)
         if from_step is None:
@@ -551,7 +562,10 @@ class PmSGD(_MomentumOptimizer):
     """Parallel momentum SGD: m+ = beta m + mean(g); x+ = x - lr m+.
 
     Averages the gradients of all ranks with an all-reduce; the graph is not used. All ranks hold
-    the same model, to the bit. The yardstick of the decentralized methods.
+    the same model, to the bit. The yardstick of the decentralized methods; the name is that of
+    Yuan et al. (2021), see :class:`DecentLaM`. On one rank it is ``torch.optim.SGD``.
+
+    Parameters are those of :class:`DistributedOptimizer`.
     """
 
     _plugin_name = "pmsgd"
@@ -563,6 +577,8 @@ class DmSGD(_MomentumOptimizer):
     Needs a doubly stochastic graph, static or not. Momentum multiplies the bias that heterogeneous
     data cause by up to 1/(1-beta)**2. Source: Algorithm 1 of Yuan et al., "DecentLaM:
     Decentralized Momentum SGD for Large-Batch Deep Training" (ICCV 2021).
+
+    Parameters are those of :class:`DistributedOptimizer`.
     """
 
     _plugin_name = "dmsgd"
@@ -576,6 +592,8 @@ class DecentLaM(_MomentumOptimizer):
     with the reason; ``allow_unstable=True`` overrides). Source: Algorithm 2 and equations 8 and 10
     of Yuan et al., "DecentLaM: Decentralized Momentum SGD for Large-Batch Deep Training" (ICCV
     2021), in the velocity form: nothing is divided by lr, so lr = 0 is fine.
+
+    Parameters are those of :class:`DistributedOptimizer`.
     """
 
     _plugin_name = "decentlam"
