@@ -150,12 +150,9 @@ void Print(const TopologySequence& topology, const TopologyAnalysis& analysis,
   const auto answer = [](bool yes, const std::string& reason) {
     return yes ? std::string("yes") : reason.empty() ? "no" : "no: " + reason;
   };
-  const bool sums_at_fault = !analysis.doubly_stochastic;
   line("symmetric", answer(analysis.symmetric, analysis.asymmetry));
-  line("doubly stochastic",
-       answer(analysis.doubly_stochastic, sums_at_fault ? analysis.problem : ""));
-  line(period > 1 ? "connected (union)" : "connected",
-       answer(analysis.connected, sums_at_fault ? "" : analysis.problem));
+  line("doubly stochastic", answer(analysis.doubly_stochastic, analysis.problem));
+  line(period > 1 ? "connected (union)" : "connected", answer(analysis.connected, analysis.cut));
   if (analysis.spectrum_known) {
     const bool modulus = !analysis.symmetric || period > 1;
     line(modulus ? "|λ₂|" : "λ₂",

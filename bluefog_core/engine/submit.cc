@@ -292,14 +292,13 @@ Status Engine::SetTopology(TopologySequence topology) {
   if (place_.rank == 0) {
     // One rank speaks for all: the graph is the same everywhere.
     if (StatusOr<TopologyAnalysis> a = Analyze(topology); a.ok()) {
-      if (!a->column_stochastic) {
+      if (!a->doubly_stochastic) {
         BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
                               << "' does not keep averages: " << a->problem;
       }
       if (!a->connected) {
-        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name() << "' is "
-                              << (a->problem.starts_with("not connected") ? a->problem
-                                                                          : "not connected");
+        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
+                              << "' is not connected: " << a->cut;
       }
     }
   }

@@ -98,10 +98,10 @@ void CheckConnectivity(const TopologySequence& sequence, TopologyAnalysis& resul
   const int deaf = FirstUnreached(sequence, false);
   const int mute = FirstUnreached(sequence, true);
   result.connected = deaf < 0 && mute < 0;
-  if (result.connected || !result.problem.empty()) return;
-  result.problem = deaf >= 0
-                       ? fmt::format("not connected: no path leads from rank 0 to rank {}", deaf)
-                       : fmt::format("not connected: no path leads from rank {} to rank 0", mute);
+  if (result.connected) return;
+  result.cut = deaf >= 0 ? fmt::format("no path leads from rank 0 to rank {}", deaf)
+                         : fmt::format("no path leads from rank {} to rank 0", mute);
+  if (result.problem.empty()) result.problem = "not connected: " + result.cut;
 }
 
 void CountMessages(const TopologySequence& sequence, TopologyAnalysis& result) {

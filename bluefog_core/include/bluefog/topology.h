@@ -106,6 +106,7 @@ struct TopologyAnalysis {
   int max_in_degree = 0, max_out_degree = 0;  ///< In one round, without self.
   double messages_per_step = 0.0;             ///< Sent by the busiest rank, mean over a period.
   std::string problem;    ///< The first sum that is not 1, or the first rank cut off; or empty.
+  std::string cut;        ///< Between which ranks there is no path, or empty.
   std::string asymmetry;  ///< The first pair with W[i][j] != W[j][i], or empty.
 
   // The spectrum, for n <= kMaxSpectrumSize; else spectrum_known is false and the rest is 0.
