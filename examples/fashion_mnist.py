@@ -66,8 +66,15 @@ def my_share(labels: torch.Tensor, partition: str, seed: int) -> torch.Tensor:
 
 
 def make_model(seed: int) -> torch.nn.Sequential:
+    """Glorot's uniform weights and no biases at the start; the same on all ranks."""
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+    )
+    for layer in (model[0], model[2]):
+        torch.nn.init.xavier_uniform_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return model
 
 
 def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:

@@ -183,6 +183,9 @@ void Server::OnMessage(Stream& stream, v1::FromRank& message) {
   member.seen_ns = NowNs();
   member.suspect = false;
   if (message.has_heartbeat()) {
+    // Not each is answered: it is enough that no rank comes to suspect the server.
+    if (member.seen_ns - member.answered_ns < options_.suspect_ms * kMs / 2) return;
+    member.answered_ns = member.seen_ns;
     v1::ToRank pulse;
     pulse.mutable_pulse();
     stream.Send(std::move(pulse));

@@ -50,6 +50,7 @@ class Server final : private v1::Control::CallbackService {
     v1::Join join;
     int64_t give_up_ns = 0;  // The end of its patience while the job is incomplete.
     int64_t seen_ns = 0;
+    int64_t answered_ns = 0;  // Its last heartbeat that was answered.
     bool suspect = false;
   };
 

@@ -51,6 +51,13 @@ constexpr uint8_t kReceivesFromYou = 0, kSendsToYou = 1;
 
 constexpr int64_t kMillisecond = 1'000'000;
 
+template <typename T>
+std::span<T> FirstOf(std::vector<T>* memory, int count) {
+  const auto n = static_cast<size_t>(count);
+  if (memory->size() < n) memory->resize(n);
+  return {memory->data(), n};
+}
+
 }  // namespace
 
 Executor::Executor(const Config& config, int rank, int size,
@@ -90,9 +97,9 @@ void Executor::Start(Operation* op) {
   op->ready_head = 0;
   op->blocked.clear();
   op->publishes_open.clear();
-  op->publishes.resize(static_cast<size_t>(plan.publishes));
+  op->publishes = FirstOf(&op->publish_memory, plan.publishes);
   for (Operation::Publish& p : op->publishes) p.prepared = p.is_encoded = false;
-  op->receives.resize(static_cast<size_t>(plan.receives));
+  op->receives = FirstOf(&op->receive_memory, plan.receives);
   op->posted.assign(plan.destinations.size(), 0);
   op->inflight.clear();
   op->units_left = static_cast<int32_t>(plan.units.size());

@@ -152,8 +152,11 @@ struct Operation : Submission {
   size_t ready_head = 0;
   std::vector<int32_t> blocked;         ///< Units behind a closed gate.
   std::vector<int32_t> publishes_open;  ///< Units that have something left to send.
-  std::vector<Publish> publishes;
-  std::vector<Receive> receives;
+  // As many as the plan has, of memory that never shrinks: what they hold is used again.
+  std::span<Publish> publishes;
+  std::span<Receive> receives;
+  std::vector<Publish> publish_memory;
+  std::vector<Receive> receive_memory;
   std::vector<uint8_t> posted;  ///< By destination.
   std::vector<Inflight> inflight;
   int32_t units_left = 0, produces_left = 0, consumes_left = 0;

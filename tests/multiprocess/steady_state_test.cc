@@ -57,8 +57,8 @@ Status ExpectSteady(Communicator& comm, const std::string& what,
   for (int i = 0; i < kRepeat && status.ok(); ++i) status = body();
   counting = false;
   if (!status.ok()) return status;
-  // A pool may still reach a depth that it never had, by the timing of the two threads: a few times,
-  // not once an operation.
+  // A pool may still reach a depth that it never had, by the timing of the two threads: a few
+  // times, not once an operation.
   if (allocations.load() > kRepeat / 10) {
     return absl::InternalError(what + ": " + std::to_string(allocations.load()) +
                                " allocations in " + std::to_string(kRepeat) + " operations");
@@ -113,7 +113,7 @@ TEST(SteadyState, StepsOfAnOptimizerTakeNothingFromTheHeap) {
     auto comm = JoinRing(me);
     if (!comm.ok()) return comm.status();
     for (const std::string& plugin : OptimizerNames()) {
-      constexpr int64_t kCounts[] = {300'000, 10, 0, 5000};
+      constexpr int64_t kCounts[] = {4'000'000, 300'000, 10, 0, 5000};
       DistributedOptimizerOptions options;
       options.plugin = plugin;
       std::vector<std::vector<float>> x, g, state;
@@ -132,15 +132,15 @@ TEST(SteadyState, StepsOfAnOptimizerTakeNothingFromTheHeap) {
       auto optimizer = DistributedOptimizer::Create(comm->get(), std::move(options));
       if (!optimizer.ok()) return optimizer.status();
       const std::vector<Hyper> hypers = {{.lr = 0.01, .momentum = 0.9}};
-      if (Status s = ExpectSteady(**comm, plugin,
-                                  [&]() -> Status {
-                                    for (size_t i = x.size(); i-- > 0;) {  // As backward does.
-                                      Status s = (*optimizer)->Ready(static_cast<int>(i),
-                                                                     bindings[i], hypers);
-                                      if (!s.ok()) return s;
-                                    }
-                                    return (*optimizer)->Step(bindings, hypers);
-                                  });
+      if (Status s = ExpectSteady(
+              **comm, plugin,
+              [&]() -> Status {
+                for (size_t i = x.size(); i-- > 0;) {  // As backward does.
+                  Status s = (*optimizer)->Ready(static_cast<int>(i), bindings[i], hypers);
+                  if (!s.ok()) return s;
+                }
+                return (*optimizer)->Step(bindings, hypers);
+              });
           !s.ok())
         return s;
     }

@@ -78,6 +78,8 @@ class StepPlan {
     }
   }
   bool empty() const { return size_ == 0; }
+  size_t size() const { return size_; }
+  const Exchange& operator[](size_t i) const { return list_[i]; }
   const Exchange* begin() const { return list_.data(); }
   const Exchange* end() const { return list_.data() + size_; }
 
