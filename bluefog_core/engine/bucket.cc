@@ -199,21 +199,37 @@ void BucketStep::OnDone(const Status& status) {
       executor_->OpenGates(next->op_, true, false);
     }
   }
+  std::vector<int> peers;
+  if (!status.ok()) peers = plan_->peers;
   plan_ = nullptr;
   in_use_.store(false, std::memory_order_release);
+  if (!status.ok()) {
+    // The optimizer has failed. Nobody is to wait for a later step of it.
+    for (NameEntry* const name : shared_->bucket_names) {
+      executor_->Condemn(
+          name, status,
+          name == bucket_->name ? std::span<const int>(peers) : std::span<const int>());
+    }
+  }
   if (shared_->in_flight.fetch_sub(1) == 1) shared_->quiet.Set();
+}
+
+std::string BucketStep::Label() const {
+  const auto name = [&](int param) {
+    return "'" + shared_->params[static_cast<size_t>(param)].name + "'";
+  };
+  std::string text = shared_->plugin->traits().name + ", parameter" +
+                     (bucket_->params.size() > 1 ? "s " : " ") + name(bucket_->params.back());
+  if (bucket_->params.size() > 1) text += " … " + name(bucket_->params.front());
+  return text;
 }
 
 std::string BucketStep::Describe() const {
   const Hyper& hyper = shared_->hypers[static_cast<size_t>(bucket_->group)];
   std::ostringstream text;
-  text << shared_->plugin->traits().name << " bucket " << bucket_->index << " ("
-       << shared_->params[static_cast<size_t>(bucket_->params.front())].name;
-  if (bucket_->params.size() > 1) {
-    text << " … " << shared_->params[static_cast<size_t>(bucket_->params.back())].name;
-  }
-  text << ", " << bluefog::NameOf(bucket_->dtype) << "[" << bucket_->count << "]), momentum "
-       << hyper.momentum << ", weight_decay " << hyper.weight_decay;
+  text << shared_->plugin->traits().name << " " << bluefog::NameOf(bucket_->dtype) << "["
+       << bucket_->count << "], momentum " << hyper.momentum << ", weight_decay "
+       << hyper.weight_decay;
   return text.str();
 }
 

@@ -22,6 +22,7 @@ struct OptimizerShared {
   Engine* engine = nullptr;
   std::unique_ptr<Optimizer> plugin;
   std::string name;
+  std::vector<NameEntry*> bucket_names;
   std::vector<ParameterInfo> params;
   std::vector<ParameterBinding> bindings;  ///< Of the step under way.
   std::vector<Hyper> hypers;               ///< By group.
@@ -88,6 +89,7 @@ class BucketStep final : public PluginHooks {
   void OnProduced() override;
   void OnConsumed() override;
   void OnDone(const Status& status) override;
+  std::string Label() const override;
   std::string Describe() const override;
 
  private:

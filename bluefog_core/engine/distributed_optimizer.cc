@@ -168,6 +168,7 @@ void DistributedOptimizerImpl::MakeBuckets() {
       bucket->dtype = p.dtype;
       bucket->name =
           shared_.engine->Name(shared_.name + ".bucket" + std::to_string(bucket->index), true);
+      shared_.bucket_names.push_back(bucket->name);
     }
     bucket->params.push_back(static_cast<int>(r));
     bucket->offsets.push_back(bucket->count);
@@ -239,7 +240,6 @@ StatusOr<std::vector<int64_t>> DistributedOptimizerImpl::Gather(const std::vecto
 
 Status DistributedOptimizerImpl::AgreeOnParameters() {
   const int size = shared_.engine->place().size;
-  const int rank = shared_.engine->place().rank;
   if (size == 1) return absl::OkStatus();
   const auto bits = [](uint64_t v) { return static_cast<int64_t>(v); };
   const size_t n = shared_.params.size();
@@ -248,6 +248,24 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
       bits(StableHash().Add(std::string_view(traits().name)).value())};
   auto heads = Gather(head, "head");
   if (!heads.ok()) return heads.status();
+  // All ranks see the same difference, and tell each other what they have there.
+  const auto tell = [&](std::string text) -> StatusOr<std::vector<std::string>> {
+    constexpr size_t kWords = 32;
+    text.resize(kWords * 8 - 1);
+    std::vector<int64_t> mine(kWords, 0);
+    std::copy(text.begin(), text.end(), reinterpret_cast<char*>(mine.data()));
+    auto all = Gather(mine, "difference");
+    if (!all.ok()) return all.status();
+    std::vector<std::string> texts;
+    for (int r = 0; r < size; ++r) {
+      texts.emplace_back(
+          reinterpret_cast<const char*>(all->data() + static_cast<size_t>(r) * kWords));
+    }
+    return texts;
+  };
+  const auto differ = [](const std::string& what) {
+    return absl::InvalidArgumentError("optimizer: the ranks do not agree: " + what);
+  };
   for (int r = 0; r < size; ++r) {
     const int64_t* other = heads->data() + 3 * r;
     const int64_t* first = heads->data();
@@ -259,12 +277,12 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
       what = "step " + std::to_string(first[1]) + " on rank 0, step " + std::to_string(other[1]) +
              " on rank " + std::to_string(r) + " (load the same checkpoint everywhere)";
     } else if (other[2] != first[2]) {
-      what = "different plugins on rank 0 and rank " + std::to_string(r) + " (this is rank " +
-             std::to_string(rank) + " with '" + traits().name + "')";
+      auto names = tell(traits().name);
+      if (!names.ok()) return names.status();
+      what = "plugin '" + (*names)[0] + "' on rank 0, '" + (*names)[static_cast<size_t>(r)] +
+             "' on rank " + std::to_string(r);
     }
-    if (!what.empty()) {
-      return absl::InvalidArgumentError("optimizer: the ranks do not agree: " + what);
-    }
+    if (!what.empty()) return differ(what);
   }
   if (n == 0) return absl::OkStatus();
   std::vector<int64_t> hashes;
@@ -282,23 +300,12 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
   for (size_t i = 0; i < n; ++i) {
     for (int r = 1; r < size; ++r) {
       if ((*all)[static_cast<size_t>(r) * n + i] == (*all)[i]) continue;
-      // All ranks see the same difference, and tell each other what they have there.
       const ParameterInfo& p = shared_.params[i];
-      std::string text =
-          "'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")";
-      constexpr size_t kWords = 32;
-      text.resize(kWords * 8 - 1);
-      std::vector<int64_t> mine(kWords, 0);
-      std::copy(text.begin(), text.end(), reinterpret_cast<char*>(mine.data()));
-      auto texts = Gather(mine, "difference");
+      auto texts =
+          tell("'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")");
       if (!texts.ok()) return texts.status();
-      const auto of = [&](int q) {
-        return std::string(
-            reinterpret_cast<const char*>(texts->data() + static_cast<size_t>(q) * kWords));
-      };
-      return absl::InvalidArgumentError("optimizer: the ranks do not agree: parameter " +
-                                        std::to_string(i) + " is " + of(0) + " on rank 0 and " +
-                                        of(r) + " on rank " + std::to_string(r));
+      return differ("parameter " + std::to_string(i) + " is " + (*texts)[0] + " on rank 0 and " +
+                    (*texts)[static_cast<size_t>(r)] + " on rank " + std::to_string(r));
     }
   }
   return absl::OkStatus();

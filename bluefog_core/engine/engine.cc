@@ -62,8 +62,7 @@ Engine::Engine(const Config& config, const control::Place& place)
       planner_(config, place.rank, place.size),
       fork_generation_(ForkGeneration()),
       yield_limit_ns_(config.yield_limit_us * kMicrosecond * RanksPerCore(place.local_size)),
-      executor_(config, place.rank, place.size, arena_, &trace_, &stats_),
-      peer_left_(static_cast<size_t>(place.size), false) {
+      executor_(config, place.rank, place.size, arena_, &trace_, &stats_) {
   for (size_t op = 0; op < op_names_.size(); ++op) {
     op_names_[op] = Name(bluefog::NameOf(static_cast<Op>(op)), true);
   }
@@ -130,8 +129,17 @@ void Engine::RankLeft(int rank) NO_THREAD_SAFETY_ANALYSIS {
     } while (transport_->Progress());
     transport_->Disarm();
   }
-  executor_.FailPeer(rank,
-                     absl::UnavailableError("rank " + std::to_string(rank) + " has left the job"));
+  lost_.push_back(rank);
+  if (rank == 0) control_gone_ = true;  // It served the control plane.
+  for (const int lost : std::exchange(lost_, {})) {
+    if (lost != rank && !control_gone_) {
+      lost_.push_back(lost);
+      continue;
+    }
+    executor_.FailPeer(
+        lost, absl::UnavailableError("rank " + std::to_string(lost) + " has left the job"),
+        /*died=*/false);
+  }
 }
 
 void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANALYSIS {
@@ -140,7 +148,7 @@ void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANAL
     failed_.store(true);
     BLUEFOG_LOG(kError) << text << "; no further operation is possible in this job";
   }
-  executor_.FailPeer(rank, failure_);
+  executor_.FailPeer(rank, failure_, /*died=*/true);
   executor_.FailAll(failure_);
 }
 
@@ -293,17 +301,24 @@ void Engine::FetchDone(uint64_t cookie, const Status& status) NO_THREAD_SAFETY_A
   executor_.OnFetchDone(cookie, status);
 }
 void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS {
-  if (status.code() == absl::StatusCode::kCancelled) {
-    executor_.FailPeer(
-        peer, absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"));
-    return;
-  }
   const std::string text =
       "rank " + std::to_string(peer) + " failed: " + std::string(status.message());
-  RankFailed(peer, text);
-  // Neighbours see a death first; the others learn of it through the control plane.
-  MutexLock lock(membership_mu_);
-  if (membership_ != nullptr) membership_->ReportFailure(peer, text);
+  const bool left = absl::IsCancelled(status);
+  const bool unclear = left || absl::IsNotFound(status);
+  {
+    // Neighbours see a death first; the others learn of it through the control plane, which knows
+    // better of a rank that may have left.
+    MutexLock lock(membership_mu_);
+    if (membership_ != nullptr && !left) membership_->ReportFailure(peer, text);
+    if (membership_ != nullptr && unclear && !control_gone_) return lost_.push_back(peer);
+  }
+  if (unclear) {
+    executor_.FailPeer(
+        peer, absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"),
+        /*died=*/false);
+  } else {
+    RankFailed(peer, text);
+  }
 }
 
 bool Engine::ProgressLocked() {

@@ -146,7 +146,10 @@ class Engine final : private transport::Receiver {
   Status failure_ GUARDED_BY(progress_mu_);
   uint32_t polls_ GUARDED_BY(progress_mu_) = 0;
   int64_t next_check_ns_ GUARDED_BY(progress_mu_) = 0;
-  std::vector<bool> peer_left_ GUARDED_BY(progress_mu_);
+  /// Peers that the transport has lost, though they may have left in good order; the control plane
+  /// says how, and says first whose death made them leave. `control_gone_`: it no longer does.
+  std::vector<int> lost_ GUARDED_BY(progress_mu_);
+  bool control_gone_ GUARDED_BY(progress_mu_) = false;
   int64_t no_drive_ns_ GUARDED_BY(progress_mu_) = 0;  ///< How long the next pause will be at least.
   /// Times a caller drove, and how many of them the background thread knows of.
   uint64_t drives_ GUARDED_BY(progress_mu_) = 0, drives_seen_ GUARDED_BY(progress_mu_) = 0;

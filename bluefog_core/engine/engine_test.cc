@@ -9,6 +9,8 @@
 
 #include <bluefog/communicator.h>
 
+#include "engine/engine.h"
+
 namespace bluefog {
 namespace {
 
@@ -284,6 +286,35 @@ TEST_P(EngineTest, ShutdownCompletesWhatIsOutstanding) {
   auto other = comms_[1]->Submit(Spec(Op::kNeighborAllreduce, x));
   const Status status = other.ok() ? (*other)->Wait() : other.status();
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0"));
+}
+
+// The notice that a rank has left may overtake the use of what it sent.
+TEST_P(EngineTest, WhatARankSentBeforeItLeftCountsAndOfADeadOneNothing) {
+  for (const bool died : {false, true}) {
+    Make(2);
+    std::vector<double> x(100, 7.0), y(100, 0.0), none;
+    OpSpec spec = Spec(Op::kBroadcast, x, "early");
+    auto sent = comms_[0]->Submit(spec);
+    ASSERT_TRUE(sent.ok());
+    // Behind it, from the same rank: then it has arrived.
+    OnRanks([&](int r) { ASSERT_TRUE(Run(r, Spec(Op::kBarrier, none)).ok()); });
+    comms_[1]->engine()->Run([died](Executor& executor) {
+      executor.FailPeer(0, absl::UnavailableError("rank 0 has left the job"), died);
+    });
+    auto early = Run(1, Spec(Op::kBroadcast, y, "early"));
+    if (died) {
+      EXPECT_THAT(std::string(early.status().message()),
+                  ::testing::AllOf(HasSubstr("broadcast 'early'"), HasSubstr("rank 0 has left")));
+    } else {
+      EXPECT_TRUE(early.ok() && *early == x) << early.status();
+      EXPECT_TRUE((*sent)->Wait().ok());
+    }
+    // What would have to come yet does not.
+    auto late = Run(1, Spec(Op::kBroadcast, y, "late"));
+    EXPECT_THAT(std::string(late.status().message()),
+                ::testing::AllOf(HasSubstr("broadcast 'late'"), HasSubstr("rank 0 has left")));
+    comms_.clear();
+  }
 }
 
 TEST_P(EngineTest, FiftyOutstandingInAnyOrder) {

@@ -17,8 +17,8 @@ using transport::SendResult;
 
 namespace {
 
-// A cookie names an operation, one of its publishes (or a receive to fetch) and the target; 0 is
-// for control messages that nobody waits for.
+// A cookie names an operation, one of its publishes (or a receive to fetch) and the target. Without
+// an operation it is the number of a refusal, or 0 for control messages that nobody waits for.
 struct Cookie {
   uint32_t index;   ///< Of the operation, 22 bits.
   int32_t ordinal;  ///< 26 bits.
@@ -27,6 +27,7 @@ struct Cookie {
     return (uint64_t{index} + 1) << 40 | static_cast<uint64_t>(ordinal) << 14 |
            static_cast<uint64_t>(target);
   }
+  static bool IsControl(uint64_t bits) { return bits >> 40 == 0; }
   static Cookie Unpack(uint64_t bits) {
     return {static_cast<uint32_t>(bits >> 40) - 1,
             static_cast<int32_t>(bits >> 14 & ((1 << 26) - 1)),
@@ -56,6 +57,10 @@ std::span<T> FirstOf(std::vector<T>* memory, int count) {
   const auto n = static_cast<size_t>(count);
   if (memory->size() < n) memory->resize(n);
   return {memory->data(), n};
+}
+
+Status About(const Operation& op, const Status& status) {
+  return Status(status.code(), op.ToString() + ": " + std::string(status.message()));
 }
 
 }  // namespace
@@ -102,6 +107,7 @@ void Executor::Start(Operation* op) {
   op->receives = FirstOf(&op->receive_memory, plan.receives);
   op->posted.assign(plan.destinations.size(), 0);
   op->inflight.clear();
+  op->broken.clear();
   op->units_left = static_cast<int32_t>(plan.units.size());
   op->produces_left = plan.produces;
   op->consumes_left = plan.consumes;
@@ -116,7 +122,7 @@ void Executor::Start(Operation* op) {
   op->unanswered = true;
   if (unanswered_++ == 0) stats_->busy_ns -= op->started_ns;
 
-  match_.Add(op);
+  const Status condemned = match_.Add(op);
   for (size_t u = 0; u < plan.units.size(); ++u) {
     op->pending[u] = plan.units[u].pending;
     const Plan::Unit& unit = plan.units[u];
@@ -126,11 +132,8 @@ void Executor::Start(Operation* op) {
       r.users = unit.users;
     }
   }
-  if (!status_.ok()) Fail(op, status_);
-  for (const int peer : plan.peers) {
-    if (op->failing) break;
-    if (!peer_status_[peer].ok()) Fail(op, peer_status_[peer]);
-  }
+  if (!condemned.ok()) Fail(op, condemned);
+  if (!status_.ok()) Fail(op, About(*op, status_));
   if (!op->failing && FailpointHit("engine.start_op")) {
     Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.start_op"));
   }
@@ -141,7 +144,9 @@ void Executor::Start(Operation* op) {
     for (const int peer : plan.peers) {
       if (op->name->described[peer] == op->description_hash) continue;
       op->name->described[peer] = op->description_hash;
-      if (text.empty()) text = op->name->name + '\0' + op->Describe();
+      if (text.empty()) {
+        text = (op->hooks != nullptr ? op->hooks->Label() : op->name->name) + '\0' + op->Describe();
+      }
       ++stats_->control_messages;
       SendControl(peer, HeaderOf(*op, MessageKind::kDescribe), std::as_bytes(std::span(text)));
     }
@@ -159,6 +164,9 @@ void Executor::Start(Operation* op) {
   }
   for (Match::Early e; match_.TakeEarly(*op, &e);) {
     Deliver(op, e.peer, e.header, e.view, std::move(e.copy), e.copied);
+  }
+  for (const int peer : plan.peers) {
+    if (!peer_status_[peer].ok() && Needs(*op, peer)) Fail(op, About(*op, peer_status_[peer]));
   }
   if (!op->failing && plan.produces == 0 && op->hooks != nullptr) op->hooks->OnProduced();
   FinishIfQuiet(op);
@@ -287,15 +295,17 @@ void Executor::OnMessage(int peer, const transport::Header& packed, const transp
     // data; anything else came from a partner that this rank never listed.
     const bool crossed = header.kind == MessageKind::kPost && header.code == kReceivesFromYou &&
                          !match_.FinishedWithout(header.key, peer);
-    if (header.kind != MessageKind::kAbort && !crossed) {
-      Abort(header, peer,
-            absl::InvalidArgumentError(
-                std::string(NameOf(header.op)) + " '" + match_.NameOf(header.key.name_hash) +
-                "': rank " + std::to_string(rank_) + " finished this operation without rank " +
-                std::to_string(peer) + ". Both ends of an edge must name each other"));
-    }
-    transport->Release(view);
-    return;
+    if (header.kind == MessageKind::kAbort || crossed) return transport->Release(view);
+    return Refuse(
+        header, peer,
+        absl::InvalidArgumentError(match_.ToString(header) + ": rank " + std::to_string(rank_) +
+                                   " finished this operation without rank " + std::to_string(peer) +
+                                   ". Both ends of an edge must name each other"),
+        &view);
+  }
+  if (Status condemned = match_.Condemned(header.key.name_hash); !condemned.ok()) {
+    if (header.kind == MessageKind::kAbort) return transport->Release(view);
+    return Refuse(header, peer, condemned, &view);
   }
   Match::Early early{peer, header, view, {}, false};
   if (header.kind == MessageKind::kPost || header.kind == MessageKind::kAbort ||
@@ -319,13 +329,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   const auto drop = [&] {
     if (owed) transport->Release(view);
   };
-  // The refusal leaves before the release, so that the sender cannot end its operation well.
   const auto refuse = [&](const Status& status) {
-    Fail(op, status);
-    if (!std::binary_search(op->plan->peers.begin(), op->plan->peers.end(), peer)) {
-      Abort(header, peer, status);
-    }
-    drop();
+    Fail(op, status, peer);
+    Refuse(header, peer, status, owed ? &view : nullptr);
   };
   if (header.kind == MessageKind::kAbort) {
     const std::string text =
@@ -336,7 +342,7 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
     Fail(op, Status(static_cast<absl::StatusCode>(header.code), text), peer);
     return;
   }
-  if (op->failing) return drop();
+  if (op->failing) return refuse(op->failure);
   if (Status same = match_.Compare(*op, peer, header); !same.ok()) return refuse(same);
   const Plan& plan = *op->plan;
   if (header.kind == MessageKind::kPost && header.code == kReceivesFromYou) {
@@ -457,6 +463,8 @@ void Executor::OnFetchDone(uint64_t cookie, const Status& status) {
   --op->fetching;
   if (op->failing) {
     ReleaseReceive(op, op->receives[op->plan->units[u].ordinal]);
+  } else if (absl::IsCancelled(status) || absl::IsUnavailable(status)) {
+    Break(op, op->receives[op->plan->units[u].ordinal].view.peer);
   } else if (!status.ok()) {
     Fail(op, status);
   } else {
@@ -466,13 +474,21 @@ void Executor::OnFetchDone(uint64_t cookie, const Status& status) {
 }
 
 void Executor::OnSendDone(uint64_t cookie, const Status& status) {
-  if (cookie == 0) return;
+  if (Cookie::IsControl(cookie)) {
+    const auto it = refused_.find(cookie);
+    if (it == refused_.end()) return;
+    peers_[it->second.peer]->Release(it->second);
+    refused_.erase(it);
+    return;
+  }
   const auto [index, ordinal, target] = Cookie::Unpack(cookie);
   Operation* op = slab_[index].get();
   for (size_t i = 0; i < op->inflight.size(); ++i) {
     if (op->inflight[i].publish != ordinal || op->inflight[i].target != target) continue;
+    const int peer = op->inflight[i].peer;
     op->inflight[i] = op->inflight.back();
     op->inflight.pop_back();
+    if (!status.ok() && !op->failing) Break(op, peer);
     break;
   }
   Operation::Publish& p = op->publishes[ordinal];
@@ -481,12 +497,8 @@ void Executor::OnSendDone(uint64_t cookie, const Status& status) {
     p.slot = nullptr;
     --op->send_slots;
   }
-  if (!op->failing) {
-    if (!status.ok()) {
-      Fail(op, status);
-    } else if (p.unreleased == 0 && p.unsent.empty()) {
-      CompleteUnit(op, op->plan->publish_units[ordinal]);
-    }
+  if (!op->failing && op->broken.empty() && p.unreleased == 0 && p.unsent.empty()) {
+    CompleteUnit(op, op->plan->publish_units[ordinal]);
   }
   FinishIfQuiet(op);
 }
@@ -508,23 +520,24 @@ WireHeader Executor::HeaderOf(const Operation& op, MessageKind kind) const {
   return h;
 }
 
-void Executor::SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload) {
+void Executor::SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload,
+                           uint64_t cookie) {
   if (!peer_status_[peer].ok()) return;
   payload =
       payload.first(std::min(payload.size(), static_cast<size_t>(peers_[peer]->inline_limit())));
   if (FlushOutbox(peer) &&
-      peers_[peer]->Send(peer, Pack(header), payload, 0) != SendResult::kBusy) {
+      peers_[peer]->Send(peer, Pack(header), payload, cookie) != SendResult::kBusy) {
     return;
   }
-  outbox_[peer].push_back({header, {payload.begin(), payload.end()}});
+  outbox_[peer].push_back({header, {payload.begin(), payload.end()}, cookie});
   ++outbox_count_;
 }
 
 bool Executor::FlushOutbox(int peer) {
   std::deque<Outgoing>& box = outbox_[peer];
   while (!box.empty()) {
-    if (peers_[peer]->Send(peer, Pack(box.front().header), box.front().payload, 0) ==
-        SendResult::kBusy) {
+    if (peers_[peer]->Send(peer, Pack(box.front().header), box.front().payload,
+                           box.front().cookie) == SendResult::kBusy) {
       return false;
     }
     box.pop_front();
@@ -533,12 +546,26 @@ bool Executor::FlushOutbox(int peer) {
   return true;
 }
 
-void Executor::Abort(const WireHeader& about, int peer, const Status& status) {
+void Executor::Abort(const WireHeader& about, int peer, const Status& status, uint64_t cookie) {
   WireHeader h = about;
   h.kind = MessageKind::kAbort;
   h.code = static_cast<uint8_t>(status.code());
   ++stats_->nacks_sent;
-  SendControl(peer, h, std::as_bytes(std::span(status.message().data(), status.message().size())));
+  SendControl(peer, h, std::as_bytes(std::span(status.message().data(), status.message().size())),
+              cookie);
+}
+
+// `view`, if a release is still owed, is kept until the peer has read why: a release before would
+// let it end its operation well.
+void Executor::Refuse(const WireHeader& header, int peer, const Status& status,
+                      const transport::View* view) {
+  if (view == nullptr || header.kind != MessageKind::kData || !peer_status_[peer].ok()) {
+    Abort(header, peer, status);
+    if (view != nullptr) peers_[peer]->Release(*view);
+    return;
+  }
+  refused_[++last_refusal_] = *view;
+  Abort(header, peer, status, last_refusal_);
 }
 
 StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
@@ -620,15 +647,8 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
             ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
                                         Cookie{op->index, unit.ordinal, t}.Pack())
             : SendResult::kBusy;
-    if (sent == SendResult::kDown) {
-      Fail(op, peer_status_[target.peer].ok()
-                   ? absl::UnavailableError(op->ToString() + ": rank " +
-                                            std::to_string(target.peer) + " cannot be reached")
-                   : peer_status_[target.peer]);
-      return true;
-    }
-    if (sent == SendResult::kBusy) {
-      ++i;
+    if (sent != SendResult::kAccepted) {
+      ++i;  // A peer that is down: FailPeer follows, with the reason.
       continue;
     }
     op->inflight.push_back({target.peer, unit.ordinal, t});
@@ -694,7 +714,7 @@ bool Executor::Run() {
     }
     if (Status status = Compute(op, op->plan->units[u]); !status.ok()) {
       Fail(op, status);
-    } else {
+    } else if (op->broken.empty() && !op->failing) {
       CompleteUnit(op, u);
       if (!op->publishes_open.empty()) RunPublishes(op);
     }
@@ -777,7 +797,7 @@ void Executor::FailAll(const Status& status) {
   if (status_.ok()) status_ = status;
   for (const std::vector<Operation*> all = active_; Operation * op : all) {
     if (!op->active) continue;
-    Fail(op, status_);
+    Fail(op, About(*op, status_));
     FinishIfQuiet(op);
   }
 }
@@ -796,54 +816,86 @@ void Executor::FailUnfinished(const std::function<bool(const Operation&)>& which
         std::count_if(op->publishes.begin(), op->publishes.end(), [&](const Operation::Publish& p) {
           return p.prepared ? !p.unsent.empty() || p.unreleased > 0 : !op->needs_posts;
         });
-    if (op->units_left > sent) {
-      Fail(op, Status(status.code(), op->ToString() + ": " + std::string(status.message())));
-    }
+    if (op->units_left > sent) Fail(op, About(*op, status));
     FinishIfQuiet(op);
   }
 }
 
-void Executor::FailPeer(int peer, const Status& status) {
+void Executor::Condemn(NameEntry* name, const Status& status, std::span<const int> tell) {
+  if (!match_.Condemned(name->hash).ok()) return;
+  for (const Match::Early& e : match_.Condemn(name->hash, status)) {
+    if (e.header.kind == MessageKind::kAbort) continue;
+    Refuse(e.header, e.peer, status, e.header.kind == MessageKind::kData ? &e.view : nullptr);
+  }
+  // Whoever only receives from here, and is through with what failed, would wait for the next one.
+  WireHeader next;
+  next.key = {name->hash, match_.NextUse(name->hash), 0};
+  for (const int peer : tell) Abort(next, peer, status);
+  FailUnfinished([name](const Operation& op) { return op.name == name; }, status);
+}
+
+void Executor::FailPeer(int peer, const Status& status, bool died) {
   if (!peer_status_[peer].ok()) return;
   peer_status_[peer] = status;
   outbox_count_ -= static_cast<int64_t>(outbox_[peer].size());
   outbox_[peer].clear();
   std::vector<Match::Early> views;
-  match_.Forget(peer, &views);
+  if (died) match_.Forget(peer, &views);
   for (const Match::Early& e : views) {
     if (e.header.kind == MessageKind::kData) peers_[peer]->Release(e.view);
   }
+  for (auto it = refused_.begin(); it != refused_.end();) {
+    const transport::View view = it->second;
+    it = view.peer == peer ? refused_.erase(it) : std::next(it);
+    if (view.peer == peer) peers_[peer]->Release(view);
+  }
   for (const std::vector<Operation*> all = active_; Operation * op : all) {
-    if (!op->active) continue;
-    if (!std::binary_search(op->plan->peers.begin(), op->plan->peers.end(), peer)) continue;
-    // What is still owed in either direction; else the operation can end well without the peer.
-    bool needed = false;
-    if (const int in = op->plan->InboundOf(peer); in >= 0) {
-      for (const int32_t u : op->plan->inbound[in].receives) {
-        needed = needed || !op->receives[op->plan->units[u].ordinal].arrived;
-      }
-    }
-    for (const Operation::Inflight& f : op->inflight) needed = needed || f.peer == peer;
-    for (size_t i = 0; i < op->publishes.size() && !needed; ++i) {
-      const Operation::Publish& p = op->publishes[i];
-      const auto& targets =
-          op->plan->schedule.steps[op->plan->units[op->plan->publish_units[i]].first].targets;
-      for (size_t t = 0; t < targets.size(); ++t) {
-        needed = needed || (targets[t].peer == peer &&
-                            (!p.prepared || std::count(p.unsent.begin(), p.unsent.end(),
-                                                       static_cast<int32_t>(t)) > 0));
-      }
-    }
-    if (!needed) continue;
-    Fail(op, Status(status.code(), op->ToString() + ": " + std::string(status.message())));
+    if (!op->active || !Needs(*op, peer)) continue;
+    Fail(op, About(*op, status));
     FinishIfQuiet(op);
   }
 }
 
+// `peer` has given the operation up or is gone: it fails as soon as the reason is here.
+void Executor::Break(Operation* op, int peer) {
+  if (peer_status_[peer].ok()) {
+    op->broken.push_back(peer);
+  } else {
+    Fail(op, About(*op, peer_status_[peer]));
+  }
+}
+
+// Is anything owed in either direction? Else the operation can end well without the peer.
+bool Executor::Needs(const Operation& op, int peer) const {
+  if (std::count(op.broken.begin(), op.broken.end(), peer) > 0) return true;
+  if (const int in = op.plan->InboundOf(peer); in >= 0) {
+    for (const int32_t u : op.plan->inbound[in].receives) {
+      if (!op.receives[op.plan->units[u].ordinal].arrived) return true;
+    }
+  }
+  for (const Operation::Inflight& f : op.inflight) {
+    if (f.peer == peer) return true;
+  }
+  for (size_t i = 0; i < op.publishes.size(); ++i) {
+    const Operation::Publish& p = op.publishes[i];
+    const auto& targets =
+        op.plan->schedule.steps[op.plan->units[op.plan->publish_units[i]].first].targets;
+    for (size_t t = 0; t < targets.size(); ++t) {
+      if (targets[t].peer != peer) continue;
+      if (!p.prepared ||
+          std::count(p.unsent.begin(), p.unsent.end(), static_cast<int32_t>(t)) > 0) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
 std::string Executor::PeersMissing(const Operation& op) const {
-  std::vector<int> missing;
-  std::string why;
+  std::vector<int> missing = op.broken;
+  std::string why = " to say why it gave up";
   for (const Plan::Inbound& in : op.plan->inbound) {
+    if (!op.broken.empty()) break;
     for (const int32_t u : in.receives) {
       if (!op.receives[op.plan->units[u].ordinal].arrived) {
         missing.push_back(in.peer);
@@ -916,6 +968,7 @@ bool Executor::SendUser(int peer, uint8_t handler, int64_t value,
 }
 
 std::string Operation::ToString() const {
+  if (hooks != nullptr) return hooks->Label() + ", step " + std::to_string(step);
   return std::string(NameOf(op)) + " '" + (name == nullptr ? "?" : name->name) + "'";
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <bluefog/config.h>
@@ -50,7 +51,7 @@ class Executor {
   bool Run();
   /// True if Run would find something to compute.
   bool runnable() const { return ready_units_ > 0; }
-  bool idle() const { return active_.empty() && outbox_count_ == 0; }
+  bool idle() const { return active_.empty() && outbox_count_ == 0 && refused_.empty(); }
   size_t active_count() const { return active_.size(); }
   /// Of the active ones, those whose result is still to come here.
   int64_t unanswered() const { return unanswered_; }
@@ -64,8 +65,12 @@ class Executor {
   /// Of the operations that `which` picks, fails those that have more left to do than to send and
   /// to be released.
   void FailUnfinished(const std::function<bool(const Operation&)>& which, const Status& status);
-  /// `peer` is gone: operations that need it fail now and from now on.
-  void FailPeer(int peer, const Status& status);
+  /// `peer` is gone: operations that need it fail now and from now on. What it had sent counts,
+  /// unless it died.
+  void FailPeer(int peer, const Status& status, bool died);
+  /// Operations of this name fail from now on, here and at whoever sends to them; at `tell` the
+  /// next one that they submit.
+  void Condemn(NameEntry* name, const Status& status, std::span<const int> tell);
   /// Stall reports and time-outs. Returns when to look again (ns), or INT64_MAX.
   int64_t CheckDeadlines(int64_t now);
 
@@ -81,6 +86,7 @@ class Executor {
   struct Outgoing {
     WireHeader header;
     std::vector<std::byte> payload;
+    uint64_t cookie;
   };
 
   // executor.cc: life of an operation.
@@ -113,10 +119,15 @@ class Executor {
   void NeedTiles(size_t buffers, int64_t bytes);
 
   // Control messages, in order with each other and before later data.
-  void SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload);
+  void SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload,
+                   uint64_t cookie = 0);
   bool FlushOutbox(int peer);
   WireHeader HeaderOf(const Operation& op, MessageKind kind) const;
-  void Abort(const WireHeader& about, int peer, const Status& status);
+  void Abort(const WireHeader& about, int peer, const Status& status, uint64_t cookie = 0);
+  void Refuse(const WireHeader& header, int peer, const Status& status,
+              const transport::View* view);
+  void Break(Operation* op, int peer);
+  bool Needs(const Operation& op, int peer) const;
   std::string PeersMissing(const Operation& op) const;
 
   const Config config_;
@@ -134,6 +145,8 @@ class Executor {
   int64_t ready_units_ = 0, unanswered_ = 0;
   std::vector<std::deque<Outgoing>> outbox_;
   int64_t outbox_count_ = 0;
+  std::unordered_map<uint64_t, transport::View> refused_;  ///< By the cookie of the refusal.
+  uint64_t last_refusal_ = 0;
   std::array<UserHandler, 256> user_handlers_;
   std::vector<std::shared_ptr<WorkImpl>> finished_;
   std::vector<kernels::Term> terms_;

@@ -175,8 +175,8 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
     return FailpointHit(name) ? absl::InternalError(op->ToString() + ": failpoint " + name)
                               : absl::OkStatus();
   };
-  // Messages whose sender gave up meanwhile must not have been used.
-  const auto intact = [&]() -> Status {
+  // Messages whose sender gave up meanwhile must not have been used. Its reason follows.
+  const auto intact = [&] {
     for (int32_t s = unit.first; s < unit.first + unit.count; ++s) {
       for (const Source& source : steps[s].sources) {
         if (source.receive < 0) continue;
@@ -184,8 +184,7 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
             op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
         if (r.held && r.fetched == nullptr && r.copy.empty() &&
             !peers_[r.view.peer]->Intact(r.view)) {
-          return absl::AbortedError(op->ToString() + ": rank " + std::to_string(r.view.peer) +
-                                    " gave up the operation");
+          Break(op, r.view.peer);
         }
       }
     }

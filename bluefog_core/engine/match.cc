@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 namespace bluefog {
 
@@ -14,15 +15,18 @@ Operation* Match::Find(const Key& key) const {
   return nullptr;
 }
 
-bool Match::IsPast(const Key& key) const {
-  const Name* name = Known(key.name_hash);
-  return name != nullptr && key.use < name->next_use;
+uint32_t Match::NextUse(uint64_t name_hash) const {
+  const Name* name = Known(name_hash);
+  return name == nullptr ? 0 : name->next_use;
 }
 
-void Match::Add(Operation* op) {
+bool Match::IsPast(const Key& key) const { return key.use < NextUse(key.name_hash); }
+
+Status Match::Add(Operation* op) {
   Name& name = names_[op->key.name_hash];
   name.active.push_back(op);
   name.next_use = op->key.use + 1;
+  return name.condemned;
 }
 
 bool Match::TakeEarly(const Operation& op, Early* early) {
@@ -67,6 +71,20 @@ void Match::Forget(int peer, std::vector<Early>* views) {
   held_bytes_[static_cast<size_t>(peer)] = 0;
 }
 
+std::vector<Match::Early> Match::Condemn(uint64_t name_hash, const Status& status) {
+  Name& name = names_[name_hash];
+  name.condemned = status;
+  for (const Early& e : name.early) {
+    if (!e.copied) held_bytes_[static_cast<size_t>(e.peer)] -= e.view.size;
+  }
+  return std::exchange(name.early, {});
+}
+
+Status Match::Condemned(uint64_t name_hash) const {
+  const Name* name = Known(name_hash);
+  return name == nullptr ? absl::OkStatus() : name->condemned;
+}
+
 void Match::SetDescription(int peer, uint64_t name_hash, std::string name,
                            std::string description) {
   Name& known = names_[name_hash];
@@ -74,9 +92,11 @@ void Match::SetDescription(int peer, uint64_t name_hash, std::string name,
   known.descriptions[peer] = std::move(description);
 }
 
-std::string Match::NameOf(uint64_t name_hash) const {
-  const Name* name = Known(name_hash);
-  return name == nullptr || name->name.empty() ? "?" : name->name;
+std::string Match::ToString(const WireHeader& header) const {
+  const Name* known = Known(header.key.name_hash);
+  const std::string name = known == nullptr || known->name.empty() ? "?" : known->name;
+  if (header.op == Op::kOptimizer) return name + ", step " + std::to_string(header.step);
+  return std::string(NameOf(header.op)) + " '" + name + "'";
 }
 
 Status Match::Compare(const Operation& op, int peer, const WireHeader& header) const {
@@ -90,7 +110,7 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
     if (it != name->descriptions.end()) theirs = it->second;
   }
   if (theirs.empty()) {
-    theirs = std::string(bluefog::NameOf(header.op)) + " " + bluefog::NameOf(header.dtype) + "[" +
+    theirs = std::string(NameOf(header.op)) + " " + NameOf(header.dtype) + "[" +
              std::to_string(header.count) + " elements]";
   }
   std::ostringstream text;
@@ -107,13 +127,16 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
       text << "rank " << rank_ << " and rank " << peer << " disagree on the plan of step "
            << op.step << " (exchange, round or topology). All ranks must use the same topology";
     }
+  } else if (op.op == Op::kOptimizer && header.op == Op::kOptimizer) {
+    text << "rank " << rank_ << " has " << mine << ", rank " << peer << " has " << theirs
+         << ". Parameters, momentum and weight_decay must be equal on all ranks";
   } else if (op.op == Op::kBroadcast && header.op == op.op && header.value != op.value) {
     text << "the root is " << op.value << " on rank " << rank_ << " and " << header.value
-         << " on rank " << peer;
+         << " on rank " << peer << ". All ranks must name the same root";
   } else if (op.op == Op::kAllreduce && header.op == op.op && header.value != op.value) {
     const auto kind = [](double average) { return average != 0 ? "the average" : "the sum"; };
     text << "rank " << rank_ << " asks for " << kind(op.value) << " and rank " << peer << " for "
-         << kind(header.value);
+         << kind(header.value) << ". All ranks must ask for the same";
   } else {
     text << "rank " << rank_ << " has " << mine << ", rank " << peer << " has " << theirs
          << ". Shape, dtype, memory order and operation must be equal on all ranks under one name";

@@ -26,8 +26,9 @@ class Match {
   Operation* Find(const Key& key) const;
   /// Submitted here before, and complete or failed since.
   bool IsPast(const Key& key) const;
-  /// Makes `op` findable. What came early for it is then to be taken, in order of arrival.
-  void Add(Operation* op);
+  /// Makes `op` findable. What came early for it is then to be taken, in order of arrival. Not Ok:
+  /// why it must fail (Condemn).
+  Status Add(Operation* op);
   /// False if nothing (more) came early for `op`.
   bool TakeEarly(const Operation& op, Early* early);
   void Remove(const Operation& op);
@@ -40,12 +41,17 @@ class Match {
   void Store(Early early);
   /// Everything stored from `peer`, forgotten.
   void Forget(int peer, std::vector<Early>* views);
+  uint32_t NextUse(uint64_t name_hash) const;
+  /// From now on `name_hash` stands for failed operations only. Returns what came early for them.
+  std::vector<Early> Condemn(uint64_t name_hash, const Status& status);
+  /// Why operations of this name fail; Ok if they need not.
+  Status Condemned(uint64_t name_hash) const;
 
   void SetDescription(int peer, uint64_t name_hash, std::string name, std::string description);
   /// Ok if `peer`'s header and this rank's operation agree; else the error for both ranks.
   Status Compare(const Operation& op, int peer, const WireHeader& header) const;
-  /// The name that a peer gave for a hash, or "?".
-  std::string NameOf(uint64_t name_hash) const;
+  /// The operation that a peer's header is about, as Operation::ToString has it.
+  std::string ToString(const WireHeader& header) const;
 
  private:
   static constexpr int64_t kHoldBytes = 32 << 10;
@@ -58,6 +64,7 @@ class Match {
     // The last use that ended here.
     uint32_t last_use = 0;
     std::shared_ptr<const Plan> last_plan;
+    Status condemned;
     // As peers told.
     std::string name;
     std::unordered_map<int, std::string> descriptions;

@@ -71,6 +71,8 @@ class PluginHooks {
   virtual void OnConsumed() = 0;
   /// Last call. On failure OnProduced and OnConsumed may not have come.
   virtual void OnDone(const Status& status) = 0;
+  /// What stands for the operation's name in error messages.
+  virtual std::string Label() const = 0;
   /// What others are told of this operation, for their error messages.
   virtual std::string Describe() const = 0;
 };
@@ -159,6 +161,8 @@ struct Operation : Submission {
   std::vector<Receive> receive_memory;
   std::vector<uint8_t> posted;  ///< By destination.
   std::vector<Inflight> inflight;
+  /// Peers that gave up or are gone. The operation waits for the reason, which is on its way.
+  std::vector<int> broken;
   int32_t units_left = 0, produces_left = 0, consumes_left = 0;
   int64_t send_slots = 0, fetch_slots = 0, fetching = 0;
   std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.
@@ -166,7 +170,7 @@ struct Operation : Submission {
   bool probed = false;  ///< Posts were sent although eager, to find a partner that never will.
 
   bool needs_posts = false;
-  std::string ToString() const;  ///< "neighbor_allreduce 'x'".
+  std::string ToString() const;  ///< "neighbor_allreduce 'x'", "dsgd, parameter 'w', step 3".
   std::string Describe() const;  ///< Operation, tensor and what else must be equal.
 };
 

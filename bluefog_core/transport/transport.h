@@ -50,15 +50,16 @@ class Receiver {
   /// Exactly once per accepted Fetch; the bytes are in place if Ok.
   virtual void FetchDone(uint64_t cookie, const Status& status) = 0;
   /// At most once per peer: Unavailable if it died, Cancelled if it left in good order (its
-  /// transport was destroyed). Afterwards every outstanding send to it completes with `status`;
-  /// views already delivered stay readable until released.
+  /// transport was destroyed), NotFound if it was gone before the first contact. Afterwards every
+  /// outstanding send to it completes with `status`; views already delivered stay readable until
+  /// released.
   virtual void PeerDown(int peer, const Status& status) = 0;
 };
 
 enum class SendResult {
   kAccepted,
   kBusy,  ///< Back-pressure: nothing was taken; try again after Progress() has moved something.
-  kDown,  ///< The peer is dead or was never there; nothing was taken.
+  kDown,  ///< The peer is dead or was never there; nothing was taken. PeerDown comes or came.
 };
 
 class Transport {

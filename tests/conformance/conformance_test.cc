@@ -473,7 +473,9 @@ TEST_P(TransportTest, NobodyThere) {
   EXPECT_EQ(world[0].Send(1, 0, {}, 0), SendResult::kDown);
   EXPECT_EQ(world[0].Send(0, 0, {}, 0), SendResult::kDown) << "self";
   world.Settle();
+  EXPECT_TRUE(absl::IsNotFound(world[0].down[1])) << world[0].down[1];
   EXPECT_EQ(world[0].Send(1, 0, {}, 0), SendResult::kDown);
+  world.Settle();
   CheckNoBreach(world);
 }
 

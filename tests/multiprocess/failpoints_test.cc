@@ -141,6 +141,36 @@ TEST(FailpointsOfRank1, ASlowRankIsNotDead) {
   for (const Outcome& rank : ranks) EXPECT_TRUE(rank.status.ok()) << rank;
 }
 
+// Ranks that see the death first end their programs. Whoever then meets them for the first time
+// must be told of the death, not that its neighbour has left.
+TEST(FailpointsOfRank1, KillIsTheReasonAlsoForNeighboursOfThoseWhoLeave) {
+  for (int round = 0; round < 8; ++round) {
+    Job job(kRanks);
+    const std::vector<Outcome> ranks = job.Run([](Rank& me) {
+      auto comm = JoinRing(me);
+      if (!comm.ok()) return comm.status();
+      std::vector<float> x(200'000);
+      // Every rank is running, and few are connected.
+      OpSpec barrier;
+      barrier.op = Op::kBarrier;
+      auto all = (*comm)->Submit(std::move(barrier));
+      if (!all.ok()) return all.status();
+      Status status = (*all)->Wait();
+      if (me.rank == 1) kill(getpid(), SIGKILL);
+      while (status.ok()) status = Average(**comm, "x", x);
+      me.Mark();
+      return status;
+    });
+    for (const int r : {0, 2, 3}) {
+      EXPECT_TRUE(absl::IsUnavailable(ranks[r].status)) << ranks[r];
+      EXPECT_THAT(std::string(ranks[r].status.message()),
+                  ::testing::AllOf(HasSubstr("': "), HasSubstr("rank 1")))
+          << ranks[r];
+      EXPECT_LT(static_cast<double>(ranks[r].marked_ns - ranks[1].ended_ns) * 1e-9, kPatience);
+    }
+  }
+}
+
 TEST_P(Failpoints, ErrorOfRank1EndsAll) {
   Job job(kRanks, Arm(1, GetParam(), "error"));
   const std::vector<Outcome> ranks = job.Run([](Rank& me) {

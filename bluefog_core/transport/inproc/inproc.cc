@@ -38,7 +38,7 @@ struct Event {
   std::shared_ptr<Parcel> parcel;  ///< kMessage
   uint64_t id = 0;                 ///< kReleased
   std::string reason;              ///< kDown
-  bool orderly = false;            ///< kDown
+  absl::StatusCode code{};         ///< kDown
 };
 
 }  // namespace
@@ -126,10 +126,10 @@ void InprocHub::Leave(int rank, const InprocMailbox* mailbox) {
 namespace {
 
 template <typename FindMailbox>
-void Bury(int rank, InprocMailbox* mailbox, const std::string& reason, bool orderly,
+void Bury(int rank, InprocMailbox* mailbox, const std::string& reason, absl::StatusCode code,
           FindMailbox find) {
   for (const int peer : mailbox->Die()) {
-    if (auto other = find(peer)) other->Put({Event::kDown, rank, nullptr, 0, reason, orderly});
+    if (auto other = find(peer)) other->Put({Event::kDown, rank, nullptr, 0, reason, code});
   }
 }
 
@@ -138,7 +138,7 @@ void Bury(int rank, InprocMailbox* mailbox, const std::string& reason, bool orde
 bool InprocHub::Kill(int rank) {
   const auto mailbox = Find(rank);
   if (mailbox == nullptr) return false;
-  Bury(rank, mailbox.get(), RankName(rank) + " died", false,
+  Bury(rank, mailbox.get(), RankName(rank) + " died", absl::StatusCode::kUnavailable,
        [this](int peer) { return Find(peer); });
   return true;
 }
@@ -160,7 +160,7 @@ class InprocTransport final : public Transport {
         for (auto& [id, parcel] : peer.in_flight) parcel->revoked.store(true);
       }
     }
-    Bury(rank_, mailbox_.get(), RankName(rank_) + " left", true,
+    Bury(rank_, mailbox_.get(), RankName(rank_) + " left", absl::StatusCode::kCancelled,
          [this](int peer) { return hub_->Find(peer); });
     hub_->Leave(rank_, mailbox_.get());
   }
@@ -180,7 +180,7 @@ class InprocTransport final : public Transport {
       return SendResult::kBusy;
     }
     if (peer.mailbox == nullptr) peer.mailbox = hub_->Find(to);
-    if (peer.mailbox == nullptr) return SendResult::kDown;
+    if (peer.mailbox == nullptr) return Gone(to);
     auto parcel = std::make_shared<Parcel>();
     parcel->header = header;
     parcel->size = static_cast<int64_t>(payload.size());
@@ -192,11 +192,7 @@ class InprocTransport final : public Transport {
     parcel->id = ++last_id_;
     parcel->cookie = cookie;
     mailbox_->AddPartner(to);
-    // A peer that is gone has told us, or had never heard of us: then we tell ourselves.
-    if (!peer.mailbox->Put({Event::kMessage, rank_, parcel, 0, {}})) {
-      mailbox_->Put({Event::kDown, to, nullptr, 0, RankName(to) + " is gone"});
-      return SendResult::kDown;
-    }
+    if (!peer.mailbox->Put({Event::kMessage, rank_, parcel, 0, {}})) return Gone(to);
     peer.in_flight.emplace(parcel->id, std::move(parcel));
     return SendResult::kAccepted;
   }
@@ -277,6 +273,13 @@ class InprocTransport final : public Transport {
     uint64_t cookie;
   };
 
+  // It has told us, or had never heard of us: then we tell ourselves.
+  SendResult Gone(int peer) {
+    mailbox_->Put(
+        {Event::kDown, peer, nullptr, 0, RankName(peer) + " is gone", absl::StatusCode::kNotFound});
+    return SendResult::kDown;
+  }
+
   Status DoFetch(const Pending& fetch) {
     const auto it = held_.find(fetch.view.token);
     if (it == held_.end() || (it->second->data == nullptr && it->second->size > 0)) {
@@ -321,8 +324,7 @@ class InprocTransport final : public Transport {
       }
       case Event::kDown: {
         peer.down = true;
-        const Status status = event.orderly ? absl::CancelledError(event.reason)
-                                            : absl::UnavailableError(event.reason);
+        const Status status(event.code, event.reason);
         receiver_->PeerDown(event.peer, status);
         for (const auto& [id, parcel] : std::exchange(peer.in_flight, {})) {
           if (!parcel->revoked.load()) receiver_->SendDone(parcel->cookie, status);

@@ -136,9 +136,10 @@ void ShmTransport::Fail(int rank, Status status) {
 
 SendResult ShmTransport::Connect(int rank) {
   Peer& p = peer(rank);
-  const auto give_up = [&](const std::string& why) {
+  const auto give_up = [&](const std::string& why,
+                           absl::StatusCode code = absl::StatusCode::kUnavailable) {
     p.out.reset();
-    Fail(rank, absl::UnavailableError(NameOf(rank) + " cannot be reached: " + why));
+    Fail(rank, Status(code, NameOf(rank) + " cannot be reached: " + why));
     return SendResult::kDown;
   };
   if (FailpointHit("shm.connect")) return give_up("failpoint shm.connect");
@@ -156,7 +157,9 @@ SendResult ShmTransport::Connect(int rank) {
       return SendResult::kBusy;
     default:
       return give_up("nobody listens at '" + p.address +
-                     "'; it died, or is on another host or in another network namespace");
+                         "'; it left or died, or is on another host or in another network "
+                         "namespace",
+                     absl::StatusCode::kNotFound);
   }
   Watch(p.out->socket(), Source::kOut, rank);
   // Until its own pidfd comes. Should the number have been used anew meanwhile, then it is dead
