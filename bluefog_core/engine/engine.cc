@@ -136,9 +136,9 @@ void Engine::RankLeft(int rank) NO_THREAD_SAFETY_ANALYSIS {
       lost_.push_back(lost);
       continue;
     }
-    executor_.FailPeer(
-        lost, absl::UnavailableError("rank " + std::to_string(lost) + " has left the job"),
-        /*died=*/false);
+    executor_.FailPeer(lost,
+                       absl::UnavailableError("rank " + std::to_string(lost) + " has left the job"),
+                       /*died=*/false);
   }
 }
 
@@ -313,9 +313,9 @@ void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS 
     if (membership_ != nullptr && unclear && !control_gone_) return lost_.push_back(peer);
   }
   if (unclear) {
-    executor_.FailPeer(
-        peer, absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"),
-        /*died=*/false);
+    executor_.FailPeer(peer,
+                       absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"),
+                       /*died=*/false);
   } else {
     RankFailed(peer, text);
   }

@@ -28,15 +28,16 @@ void* Allocate(size_t bytes) {
 
 }  // namespace
 
-void* operator new(size_t bytes) {
+// Not inlined, or GCC sees malloc in one and delete in another and warns of a mismatch.
+[[gnu::noinline]] void* operator new(size_t bytes) {
   void* p = Allocate(bytes);
   if (p == nullptr) std::abort();
   return p;
 }
 void* operator new[](size_t bytes) { return operator new(bytes); }
-void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
 void operator delete[](void* p, size_t) noexcept { std::free(p); }
 
 namespace bluefog::testing {
