@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """make_config_page.py [--check]: writes docs/configuration.md from `bluefog info --json`, so that
-the page cannot differ from the settings in the code. With --check: compares only.
-"""
+the page cannot differ from the table of settings in the code. With --check: compares only."""
 
 import json
 import os
@@ -66,9 +65,7 @@ def main() -> None:
     if sys.argv[1:] == []:
         PAGE.write_text(text)
     elif not PAGE.exists() or PAGE.read_text() != text:
-        sys.exit(
-            f"{PAGE} is not what ci/make_config_page.py writes now: run it and commit the page"
-        )
+        sys.exit(f"{PAGE} is out of date: run ci/make_config_page.py and commit the page")
 
 
 if __name__ == "__main__":
