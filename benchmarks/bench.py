@@ -30,6 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "release"
 LIBRARIES = BUILD / "lib"
 CORES = len(os.sched_getaffinity(0))
+# A control plane that says nothing by itself for as long as a script runs.
+QUIET_CONTROL = {
+    "BLUEFOG_HEARTBEAT_MS": "600000",
+    "BLUEFOG_SUSPECT_MS": "1200000",
+    "BLUEFOG_DEAD_MS": "1800000",
+}
 
 
 # ---- In the script's process.

@@ -1,7 +1,7 @@
 """The engine in steady state: heap allocations and control messages per operation, idle CPU.
 
 Allocations are those of the whole process, counted in malloc: on the thread that calls, and on all
-others together (the engine's). The control plane's library is not seen: heartbeats do not count.
+others together (the engine's). Heartbeats are off while they are counted.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def main() -> None:
     options = arguments.parse_args()
     bench.build()
     report = bench.Report("Steady state, 2 ranks, ring: per operation, the rank with the most")
-    preload = {"LD_PRELOAD": str(bench.LIBRARIES / "libbench_malloc.so")}
-    ranks = bench.launch(count, 2, env=preload)
+    env = {"LD_PRELOAD": str(bench.LIBRARIES / "libbench_malloc.so"), **bench.QUIET_CONTROL}
+    ranks = bench.launch(count, 2, env=env)
     for name in ranks[0]:
         for what in ranks[0][name]:
             values = [r[name][what] for r in ranks]
@@ -149,8 +149,9 @@ def main() -> None:
     settings = {"seconds": options.idle_seconds, "windows": options.rounds}
     for size in (2, 8):
         ranks = bench.launch(idle, size, arguments=settings)
-        values = [max(window) for window in zip(*ranks)]
-        report.value(f"idle CPU, {size} ranks, the busiest", values, "%", at_most=1.0)
+        report.value(f"idle CPU, {size} ranks, rank 0", ranks[0], "%", at_most=1.0)
+        others = [max(window) for window in zip(*ranks[1:])]
+        report.value(f"idle CPU, {size} ranks, the busiest other", others, "%", at_most=1.0)
     report.print(options.json)
 
 

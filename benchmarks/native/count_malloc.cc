@@ -1,6 +1,4 @@
-// For LD_PRELOAD: counts the heap allocations of every thread of a process. The control plane's
-// component is loaded with RTLD_DEEPBIND and finds the C library's own malloc: heartbeats do not
-// count.
+// For LD_PRELOAD: counts the heap allocations of every thread of a process.
 #include <unistd.h>
 
 #include <atomic>

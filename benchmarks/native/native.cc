@@ -159,6 +159,10 @@ int64_t bench_join(const char* coordinator, const char* job, int names) {
     options.config = *config;
     options.config.coordinator = coordinator;
     options.config.job_id = job;
+    // One job's heartbeats in a process are enough.
+    options.config.heartbeat_ms = 600'000;
+    options.config.suspect_ms = 1'200'000;
+    options.config.dead_ms = 1'800'000;
     auto comm = Communicator::Create(options);
     if (!comm.ok()) return comm.status();
     bench().comm = *std::move(comm);

@@ -66,10 +66,10 @@ def body(rank: bench.Rank, size: int, rounds: int, seconds: float) -> dict[str, 
 
 
 def main() -> None:
-    arguments = bench.parser(__doc__)
+    arguments = bench.parser(__doc__, rounds=21)
     arguments.add_argument("-np", type=int, default=8, dest="ranks", help="ranks (%(default)s)")
     arguments.add_argument("--mebibytes", type=int, default=1, help="size of the tensor")
-    arguments.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    arguments.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
     options = arguments.parse_args()
     bench.build()
     settings = {
