@@ -132,6 +132,9 @@ def main() -> None:
             report.ratio(GLOO_P2P, ours(kind, place))
             report.ratio(MPI, ours(kind, place), at_least=mpi_target)
             report.ratio(MPI_ALL, ours(kind, place))
+    for place in ("arena", "private"):  # What no engine can exceed on this machine.
+        report.ratio(GLOO, f"bare, {place}")
+        report.ratio(MPI, f"bare, {place}")
     report.print(options.json)
 
 
