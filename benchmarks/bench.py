@@ -224,15 +224,19 @@ class Series:
 def measure(
     rank: Rank, series: list[Series], rounds: int, iterations: int, check_each: bool = True
 ) -> dict[str, Any]:
-    """Nanoseconds of every iteration, by series and round, and what else ran on the machine.
+    """Nanoseconds of every iteration, by series and round, and how the machine was.
+
+    That is what else ran, and the time of a barrier: it tells whether virtual cores share a cache.
 
     Every round begins with another series. The first iteration of each is not counted: it meets
     caches full of another's data. ``check_each=False``: outputs are poisoned before and checked
     after the iterations of a round as a whole.
     """
     times: dict[str, list[list[int]]] = {s.name: [] for s in series}
+    barriers: list[float] = []
     begin = (_machine_busy(), _own_cpu(), time.monotonic())
     for round_ in range(-1, rounds):  # Round -1 warms up.
+        barriers.append(rank.call("bench_barriers", 1000) / 1e6)
         first = round_ % len(series)
         for s in series[first:] + series[:first]:
             samples = [_once(rank, s, check_each or i < 0) for i in range(-1, iterations)]
@@ -244,6 +248,7 @@ def measure(
                 begin = (_machine_busy(), _own_cpu(), time.monotonic())
     return {
         "times": times,
+        "barrier_us": barriers,
         "busy": _machine_busy() - begin[0],
         "cpu": _own_cpu() - begin[1],
         "seconds": time.monotonic() - begin[2],
@@ -306,6 +311,7 @@ class Report:
                 "min_us": every[0],
                 "max_us": every[-1],
             }
+        self.value("a barrier", ranks[0]["barrier_us"], "us")
         own = sum(r["cpu"] for r in ranks)
         capacity = ranks[0]["seconds"] * CORES
         self.foreign = min(1.0, max(0.0, (ranks[0]["busy"] - own) / capacity))

@@ -146,6 +146,13 @@ int64_t bench_open(const char* path, int rank, int ranks, int64_t bytes) {
   });
 }
 
+/// Time of `n` barriers: how far from each other the cores of the ranks are.
+int64_t bench_barriers(int n) {
+  return Timed([&]() -> Status {
+    for (int i = 0; i < n; ++i) bench().area->Barrier();
+    return absl::OkStatus();
+  });
+}
 void bench_barrier() { bench().area->Barrier(); }
 /// This rank's tensor in the area, which the bare exchange reads in place.
 void* bench_tensor() { return bench().area->data(bench().rank, 0); }
