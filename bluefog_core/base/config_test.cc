@@ -154,7 +154,7 @@ TEST(Config, DescribeShowsEveryVariableWithDefaultAndValue) {
     EXPECT_FALSE(row.help.empty());
     EXPECT_FALSE(row.type.empty());
   }
-  EXPECT_EQ(by_name["BLUEFOG_CHUNK_BYTES"].default_value, "512K");
+  EXPECT_EQ(by_name["BLUEFOG_CHUNK_BYTES"].default_value, "256K");
   EXPECT_EQ(by_name["BLUEFOG_CHUNK_BYTES"].value, "1M");
   EXPECT_EQ(by_name["BLUEFOG_RANK"].default_value, "");
   EXPECT_EQ(by_name["BLUEFOG_RANK"].value, "2");

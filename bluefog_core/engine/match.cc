@@ -43,14 +43,14 @@ bool Match::TakeEarly(const Operation& op, Early* early) {
 void Match::Remove(const Operation& op) {
   Name& name = names_[op.key.name_hash];
   name.active.erase(std::find(name.active.begin(), name.active.end(), &op));
-  name.last_use = op.key.use;
-  name.last_plan = op.plan;
+  name.past[op.key.use % name.past.size()] = {op.key.use, op.plan};
 }
 
 bool Match::FinishedWithout(const Key& key, int peer) const {
   const Name* name = Known(key.name_hash);
-  return name != nullptr && name->last_plan != nullptr && name->last_use == key.use &&
-         name->last_plan->DestinationOf(peer) < 0;
+  if (name == nullptr) return false;
+  const Name::Past& past = name->past[key.use % name->past.size()];
+  return past.plan != nullptr && past.use == key.use && past.plan->DestinationOf(peer) < 0;
 }
 
 void Match::Store(Early early) {

@@ -2,6 +2,7 @@
 // operation was submitted, and whether both ends mean the same. Used under the progress lock.
 #pragma once
 
+#include <array>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -32,8 +33,8 @@ class Match {
   /// False if nothing (more) came early for `op`.
   bool TakeEarly(const Operation& op, Early* early);
   void Remove(const Operation& op);
-  /// The last operation of this name ended here and did not send to `peer`. False if it is not
-  /// known.
+  /// One of the last operations of this name ended here and did not send to `peer`. False if it is
+  /// not known.
   bool FinishedWithout(const Key& key, int peer) const;
   /// Keeps a message; true if the caller should copy it out and detach the view, because the peer's
   /// buffer is filling with messages that wait.
@@ -61,9 +62,13 @@ class Match {
     uint32_t next_use = 0;  ///< Activated so far.
     std::vector<Operation*> active;
     std::vector<Early> early;  ///< Of all uses to come.
-    // The last use that ended here.
-    uint32_t last_use = 0;
-    std::shared_ptr<const Plan> last_plan;
+    /// Of the last uses that ended here, by use modulo their number: as far as a neighbour can be
+    /// behind with a question about one.
+    struct Past {
+      uint32_t use = 0;
+      std::shared_ptr<const Plan> plan;
+    };
+    std::array<Past, 8> past;
     Status condemned;
     // As peers told.
     std::string name;
