@@ -43,7 +43,7 @@ void operator delete[](void* p, size_t) noexcept { std::free(p); }
 namespace bluefog::testing {
 namespace {
 
-constexpr int kWarmUp = 50, kRepeat = 200;
+constexpr int kWarmUp = 20, kRepeat = 100;
 
 /// Runs `body` often; an error if any run but the first took from the heap or spoke out of turn.
 Status ExpectSteady(Communicator& comm, const std::string& what,
@@ -114,7 +114,7 @@ TEST(SteadyState, StepsOfAnOptimizerTakeNothingFromTheHeap) {
     auto comm = JoinRing(me);
     if (!comm.ok()) return comm.status();
     for (const std::string& plugin : OptimizerNames()) {
-      constexpr int64_t kCounts[] = {4'000'000, 300'000, 10, 0, 5000};
+      constexpr int64_t kCounts[] = {1'000'000, 300'000, 10, 0, 5000};
       DistributedOptimizerOptions options;
       options.plugin = plugin;
       std::vector<std::vector<float>> x, g, state;
