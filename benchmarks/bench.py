@@ -48,11 +48,6 @@ def parser(description: str | None, rounds: int = 9) -> argparse.ArgumentParser:
     )
     made.add_argument("--rounds", type=int, default=rounds, help="rounds in turn (%(default)s)")
     made.add_argument("--json", metavar="FILE", help="write all figures to FILE")
-    made.add_argument(
-        "--no-bind",
-        action="store_true",
-        help="do not bind each rank to a core, if there are enough",
-    )
     return made
 
 
@@ -107,7 +102,6 @@ def launch(
             "OMP_NUM_THREADS": str(max(1, CORES // ranks)),
             "BLUEFOG_LOG_LEVEL": "warn",
             "BENCH_COORDINATOR": _free_address(),
-            "BENCH_BIND": str(int(ranks <= CORES and "--no-bind" not in sys.argv)),
             **(env or {}),
         }
         if mpi:
@@ -140,9 +134,6 @@ class Rank:
         self.rank = int(os.environ["BLUEFOG_RANK"])
         self.size = int(os.environ["BLUEFOG_SIZE"])
         self.folder = folder
-        if os.environ["BENCH_BIND"] == "1":
-            # Two ranks that yield to each other may stay on one core for the whole run otherwise.
-            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[self.rank]})
         self.native = ctypes.CDLL(str(LIBRARIES / "libbench_native.so"))
         self.native.bench_error.restype = ctypes.c_char_p
         self.native.bench_tensor.restype = ctypes.c_void_p
@@ -244,7 +235,7 @@ def measure(
                 _once(rank, s, True)
             if round_ >= 0:
                 times[s.name].append(samples[1:])
-            elif round_ < 0:
+            else:
                 begin = (_machine_busy(), _own_cpu(), time.monotonic())
     return {
         "times": times,

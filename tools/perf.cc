@@ -73,7 +73,6 @@ StatusOr<int> Start(const PerfOptions& options) {
                     "--area=" + std::to_string(fd)};
   if (!options.json.empty()) launch.command.push_back("--json=" + options.json);
   if (options.blocked) launch.command.push_back("--blocked");
-  if (options.no_bind) launch.command.push_back("--no-bind");
   return Launch(launch);
 }
 
@@ -180,8 +179,6 @@ void AddPerf(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--blocked", options->blocked,
                     "Every wait blocks at once, as when the cores have other work");
-  command->add_flag("--no-bind", options->no_bind,
-                    "Do not bind each rank to a core (done where there is a core for each)");
   command->add_option("--json", options->json, "Write the rows to this file")->type_name("FILE");
   command->add_option("--area", options->area_fd)->group("");
   command->callback([options] { RunPerf(*options); });

@@ -24,7 +24,6 @@ struct PerfOptions {
   int iterations = 0;  ///< Per round; 0: by size.
   int rounds = 9;
   bool blocked = false;
-  bool no_bind = false;
   int area_fd = -1;  ///< Not -1: this process is a rank.
 
   // From the texts, by Parse.
@@ -35,9 +34,6 @@ struct PerfOptions {
   Status Parse();
   int IterationsFor(int64_t size) const;
   int64_t LargestBytes() const;
-  /// Each rank stays on a core of its own. Left to itself the kernel may keep two ranks that yield
-  /// to each other on one core for the whole run, with another core idle.
-  bool BindsRanks() const;
 };
 
 /// A word that other processes wait for. Counts up; wraps.

@@ -51,11 +51,6 @@ int PerfOptions::IterationsFor(int64_t size) const {
 
 int64_t PerfOptions::LargestBytes() const { return *std::max_element(bytes.begin(), bytes.end()); }
 
-bool PerfOptions::BindsRanks() const {
-  cpu_set_t all;
-  return !no_bind && sched_getaffinity(0, sizeof all, &all) == 0 && CPU_COUNT(&all) >= ranks;
-}
-
 PerfArea::PerfArea(const PerfOptions& options)
     : ranks_(options.ranks),
       blocked_(options.blocked),

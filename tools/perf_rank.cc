@@ -1,7 +1,6 @@
 // One rank of `bluefog perf`: runs the operation and its limit in turn, round by round, with a
 // barrier before every iteration. The time of an iteration is that of the slowest rank. Outputs are
 // poisoned before every round and checked after it.
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -281,10 +280,9 @@ class Rank {
     const std::string buffers = options_.op == Op::kBarrier ? "none" : arena ? "arena" : "private";
     if (rows_.empty()) {
       std::cout << fmt::format(
-                       "{}, {} ranks{}, {}, {}; {} rounds; limit: the bare exchange, in turn\n",
-                       options_.op_name, options_.ranks,
-                       options_.BindsRanks() ? " bound to cores" : "", options_.dtype_name,
-                       options_.topology, options_.rounds)
+                       "{}, {} ranks, {}, {}; {} rounds; limit: the bare exchange, in turn\n",
+                       options_.op_name, options_.ranks, options_.dtype_name, options_.topology,
+                       options_.rounds)
                 << fmt::format("{:>9} {:>8} {:>11} {:>11} {:>8} {:>8} {:>11} {:>6} {:>13} {:>8}\n",
                                "size", "buffers", "p50 us", "p90 us", "algbw", "busbw", "limit us",
                                "ratio", "min … max  ", "foreign");
@@ -304,7 +302,6 @@ class Rank {
                      {"buffers", buffers},
                      {"dtype", options_.dtype_name},
                      {"blocked", options_.blocked},
-                     {"bound", options_.BindsRanks()},
                      {"rounds", options_.rounds},
                      {"iterations", iterations},
                      {"time_us",
@@ -331,25 +328,12 @@ class Rank {
   Json rows_ = Json::array();
 };
 
-void BindToCore(int rank) {
-  cpu_set_t all, mine;
-  if (sched_getaffinity(0, sizeof all, &all) != 0) return;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &all) || rank-- > 0) continue;
-    CPU_ZERO(&mine);
-    CPU_SET(cpu, &mine);
-    sched_setaffinity(0, sizeof mine, &mine);
-    return;
-  }
-}
-
 Status Measure(const PerfOptions& options) {
   StatusOr<Config> config = Config::FromEnvironment();
   if (!config.ok()) return config.status();
   if (options.blocked) config->drive_us = 0;
   PerfArea area(options);
   if (Status s = area.Map(options.area_fd); !s.ok()) return s;
-  if (options.BindsRanks()) BindToCore(config->rank);  // Threads to come as well.
   CommunicatorOptions communicator;
   communicator.config = *config;
   auto comm = Communicator::Create(communicator);
