@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bench
 
+WARM_UPS = 5
 SIZES = {"4 KiB": 4 << 10, "1 MiB": 1 << 20, "64 MiB": 64 << 20}
 MODEL = [1 << 24] + [4096] * 40  # Elements of the optimizer's parameters: 64 MiB and small ones.
 
@@ -33,8 +34,8 @@ class Counter:
     def count(
         self, name: str, repeat: int, run: Callable[[int], Any], engine: Callable[[], list[int]]
     ) -> None:
-        """``run(repeat)``, after a warm-up of the same length."""
-        for _ in range(2):
+        """``run(repeat)``, after warm-ups: as many operations as were ever in flight have grown."""
+        for _ in range(WARM_UPS + 1):
             self._rank.barrier()
             before = self._now(engine)
             run(repeat)

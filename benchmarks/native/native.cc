@@ -99,14 +99,14 @@ Status BareStep(float* x, const float* g, float* v, int64_t count, const Hyper& 
 
 }  // namespace
 
-int64_t Checked(const std::function<Status()>& body) {
+int64_t Checked(absl::FunctionRef<Status()> body) {
   const Status status = body();
   if (status.ok()) return 0;
   bench().error = status.ToString();
   return -1;
 }
 
-int64_t Timed(const std::function<Status()>& body) {
+int64_t Timed(absl::FunctionRef<Status()> body) {
   bench().area->Barrier();
   const int64_t start = NowNs();
   const int64_t code = Checked(body);
