@@ -271,7 +271,12 @@ def test_port_taken():
 
 def test_torchrun():
     pytest.importorskip("torch")
-    code = "import bluefog as bf; bf.init(); print(bf.rank(), bf.size(), bf.launched_by())"
+    # The ranks share a pipe: a line goes out in one write, or they may write into each other's.
+    code = """
+import os, bluefog as bf
+bf.init()
+os.write(1, f"{bf.rank()} {bf.size()} {bf.launched_by()}\\n".encode())
+"""
     env = environments(1)[0]
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
