@@ -1,6 +1,7 @@
 #include "transport/arena.h"
 
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -138,6 +139,15 @@ TEST(ArenaTest, NonsenseAndTooMuchAreErrors) {
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
   EXPECT_TRUE(absl::IsResourceExhausted(too_much.status())) << too_much.status();
   EXPECT_TRUE(arena->Allocate(4 * kSegment).ok());
+}
+
+// Tried, it would take all memory there is, and the kernel would kill processes.
+TEST(ArenaTest, MoreThanTheMachineHasIsRefusedBeforeItIsTried) {
+  auto arena = Arena::Create(kSegment);
+  const auto too_much = arena->Allocate(int64_t{1} << 44);
+  ASSERT_TRUE(absl::IsResourceExhausted(too_much.status())) << too_much.status();
+  EXPECT_THAT(std::string(too_much.status().message()),
+              testing::HasSubstr("17592186044416 bytes are wanted and"));
 }
 
 TEST(ArenaTest, ThreadsAllocateAndFreeAtTheSameTime) {

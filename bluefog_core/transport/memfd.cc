@@ -2,17 +2,38 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <fstream>
 #include <string>
 
 namespace bluefog::transport {
 namespace {
 
 constexpr int kLengthSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+// What can be had without the kernel having to kill somebody: a memfd has no limit of its own, so
+// posix_fallocate would go on to that point. INT64_MAX where nobody says.
+int64_t AvailableBytes() {
+  int64_t available = INT64_MAX;
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string line; std::getline(meminfo, line);) {
+    long long kib;
+    if (sscanf(line.c_str(), "MemAvailable: %lld kB", &kib) == 1) available = kib * 1024;
+  }
+  // The cgroup of a container; elsewhere the root has no such files. "max" is no number.
+  int64_t limit, used;
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
+    available = std::min(available, limit - used);
+  }
+  return available;
+}
 
 }  // namespace
 
@@ -81,6 +102,11 @@ StatusOr<SealedMemory> SealedMemory::Create(const char* name, int64_t bytes, int
   SealedMemory memory;
   memory.fd_ = UniqueFd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.fd_) return ErrnoStatus("memfd_create", errno);
+  if (const int64_t available = AvailableBytes(); bytes > available) {
+    return absl::ResourceExhaustedError("shared memory: " + std::to_string(bytes) +
+                                        " bytes are wanted and " + std::to_string(available) +
+                                        " are available on this machine or in its memory cgroup");
+  }
   int error;
   do {
     error = posix_fallocate(memory.fd(), 0, bytes);
