@@ -23,6 +23,8 @@ constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kSegmentBytes = int64_t{8} << 20;
 /// After a caller has driven, its next wait is likely to come within this time; see PrepareSleep.
 constexpr int kLendMs = 2;
+/// A slow yield after fewer quick ones than this means that the core is wanted by others.
+constexpr int kManyYields = 16;
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);
 
@@ -61,7 +63,7 @@ Engine::Engine(const Config& config, const control::Place& place)
       scratch_(BlockPool::Create(int64_t{256} << 20, arena_)),
       planner_(config, place.rank, place.size),
       fork_generation_(ForkGeneration()),
-      yield_limit_ns_(config.yield_limit_us * kMicrosecond * RanksPerCore(place.local_size)),
+      ranks_per_core_(RanksPerCore(place.local_size)),
       executor_(config, place.rank, place.size, arena_, &trace_, &stats_) {
   for (size_t op = 0; op < op_names_.size(); ++op) {
     op_names_[op] = Name(bluefog::NameOf(static_cast<Op>(op)), true);
@@ -345,11 +347,7 @@ bool Engine::ProgressLocked() {
 bool Engine::Arm() { return transport_ == nullptr || transport_->Arm(); }
 
 void Engine::LeaveProgress(bool more_soon) {
-  bool more = false;
-  if (!more_soon || !lent_) {
-    lent_ = false;
-    more = !Arm();
-  }
+  const bool more = !(more_soon && looks_again_.load()) && !Arm();
   progress_mu_.Unlock();
   if (more && sleeping_.exchange(false)) Kick();
   KickIfNeeded();
@@ -365,19 +363,29 @@ void Engine::KickIfNeeded() {
   if ((inbox_filled_.load() || runnable_.load()) && sleeping_.exchange(false)) Kick();
 }
 
+// While a caller drives, this thread leaves it the lock: of two threads that could move the same
+// data, the one that waits for it is the better one, as it need not be woken. For a caller that has
+// given up driving and sleeps, this thread drives if there is a core for each rank: what it waits
+// for comes in many pieces.
+//
 // While callers drive, operation after operation, nobody needs the doorbell: every ring between two
 // of them would wake this thread only to take the lock and a core from the next. So it leaves the
 // doorbell disarmed and looks again after kLendMs; when nobody has driven in between, it arms as
 // usual.
 Engine::Nap Engine::PrepareSleep() {
-  while (ProgressLocked() && !stop_.load()) {
-  }
+  const int64_t now = NowNs();
+  const bool drive =
+      waiters_.load() > 0 && ranks_per_core_ == 1 && now >= no_drive_until_ns_.load();
+  Poll([this] { return stop_.load() || drivers_.load() > 0; },
+       drive ? config_.drive_us * kMicrosecond : 0, now);
   sleeping_.store(true);
-  lent_ = drives_ != drives_seen_ && executor_.active_count() == 0;
+  const bool driven = drivers_.load() > 0;
+  const bool lend = driven || (drives_ != drives_seen_ && executor_.active_count() == 0);
   drives_seen_ = drives_;
-  if (lent_) {
+  looks_again_.store(lend);
+  if (lend) {
     if (transport_ != nullptr) transport_->Disarm();
-    return {!inbox_filled_.load() && !stop_.load(), kLendMs};
+    return {(driven || !inbox_filled_.load()) && !stop_.load(), kLendMs};
   }
   Nap nap{!inbox_filled_.load() && Arm() && !stop_.load(), -1};
   if (executor_.active_count() > 0) {
@@ -388,28 +396,29 @@ Engine::Nap Engine::PrepareSleep() {
   return nap;
 }
 
-void Engine::Loop() {
-  bool timed_out = false;
+void Engine::Loop() NO_THREAD_SAFETY_ANALYSIS {
+  bool rung = false;
   while (!stop_.load()) {
-    Nap nap;
-    if (!timed_out) {
-      MutexLock lock(progress_mu_);
-      nap = PrepareSleep();
-    } else if (progress_mu_.TryLock()) {
+    // Raised before the lock is tried: whoever holds it sees that when it leaves.
+    sleeping_.store(true);
+    Nap nap{true, kLendMs};
+    // A doorbell that rang rings on until somebody has looked: wait for the lock, then.
+    if (rung) progress_mu_.Lock();
+    if (rung || progress_mu_.TryLock()) {
       nap = PrepareSleep();
       progress_mu_.Unlock();
     } else {
-      // Somebody drives.
-      sleeping_.store(true);
-      nap = {!inbox_filled_.load() && !stop_.load(), kLendMs};
+      looks_again_.store(true);
     }
-    timed_out = false;
+    rung = false;
     if (nap.sleep) {
       epoll_event events[4];
       const int n = epoll_wait(epoll_fd_, events, 4, nap.timeout_ms);
-      timed_out = n == 0;
       for (int i = 0; i < n; ++i) {
-        if (events[i].data.fd != kick_fd_) continue;
+        if (events[i].data.fd != kick_fd_) {
+          rung = true;
+          continue;
+        }
         uint64_t count;
         [[maybe_unused]] const ssize_t bytes = read(kick_fd_, &count, sizeof(count));
       }
@@ -419,55 +428,71 @@ void Engine::Loop() {
 }
 
 void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point deadline) {
-  int64_t now = NowNs();
-  if (now < no_drive_until_ns_.load(std::memory_order_relaxed)) return;
+  const int64_t begin = NowNs();
+  if (begin < no_drive_until_ns_.load(std::memory_order_relaxed)) return;
   const int64_t budget = config_.drive_us * kMicrosecond;
-  int64_t idle_since = now;
-  bool give_up = false;
-  while (!completion.done() && !give_up) {
+  drivers_.fetch_add(1);
+  while (!completion.done()) {
     if (progress_mu_.TryLock()) {
-      ++drives_;
-      if (transport_ != nullptr) transport_->Disarm();
-      while (!completion.done()) {
-        if (ProgressLocked()) {
-          idle_since = NowNs();
-          if (std::chrono::steady_clock::now() >= deadline) break;
-          continue;
-        }
-        const int64_t before = NowNs();
-        if (before - idle_since > budget) {
-          give_up = true;
-          break;
-        }
-        sched_yield();
-        const int64_t after = NowNs();
-        if (after - before > yield_limit_ns_) {
-          // Somebody else wants this core: do not drive for a while, longer each time it happens
-          // again. Once may be chance.
-          no_drive_ns_ = std::min(std::max(kMillisecond, 2 * no_drive_ns_),
-                                  config_.no_drive_ms * kMillisecond);
-          no_drive_until_ns_.store(after + no_drive_ns_, std::memory_order_relaxed);
-          give_up = true;
-          break;
-        }
-      }
-      if (!give_up) no_drive_ns_ /= 2;
-      LeaveProgress(completion.done() && executor_.active_count() == 0);
-    } else {
-      sched_yield();
-      now = NowNs();
-      give_up = now - idle_since > budget;
+      DriveLocked(completion, deadline, begin);
+      return;
     }
-    if (std::chrono::steady_clock::now() >= deadline) break;
+    sched_yield();
+    if (NowNs() - begin > budget || std::chrono::steady_clock::now() >= deadline) break;
   }
+  drivers_.fetch_sub(1);
+  // The background thread may have left the work to this one, which never came to it.
+  if (!completion.done() && sleeping_.exchange(false)) Kick();
+}
+
+void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time_point deadline,
+                         int64_t idle_since) {
+  ++drives_;
+  if (transport_ != nullptr) transport_->Disarm();
+  const bool calm =
+      Poll([&] { return completion.done() || std::chrono::steady_clock::now() >= deadline; },
+           config_.drive_us * kMicrosecond, idle_since);
+  if (calm && completion.done()) no_drive_ns_ /= 2;
+  drivers_.fetch_sub(
+      1);  // Before the lock is given up: whoever takes it must not leave it to this.
+  LeaveProgress(completion.done() && executor_.active_count() == 0);
+}
+
+template <typename Enough>
+bool Engine::Poll(Enough enough, int64_t budget_ns, int64_t idle_since) {
+  while (!enough()) {
+    if (ProgressLocked()) {
+      idle_since = NowNs();
+      continue;
+    }
+    const int64_t before = NowNs();
+    if (before - idle_since >= budget_ns) return true;
+    sched_yield();
+    const int64_t taken = NowNs() - before;
+    if (taken <= config_.yield_limit_us * kMicrosecond * ranks_per_core_) {
+      ++quick_yields_;
+      continue;
+    }
+    // Somebody else wants this core: do not drive for a while, longer each time it happens again.
+    // Once in a while is chance.
+    idle_since += taken;
+    if (std::exchange(quick_yields_, 0) >= kManyYields) continue;
+    no_drive_ns_ =
+        std::min(std::max(kMillisecond, 2 * no_drive_ns_), config_.no_drive_ms * kMillisecond);
+    no_drive_until_ns_.store(before + taken + no_drive_ns_, std::memory_order_relaxed);
+    return false;
+  }
+  return true;
 }
 
 bool Engine::Wait(Completion& completion, std::chrono::nanoseconds timeout, const std::string& what,
                   TraceDetail detail) {
   const int64_t begin = NowNs();
   const auto deadline = After(timeout);
+  waiters_.fetch_add(1);
   if (!completion.done()) Drive(completion, deadline);
   const bool done = completion.done() || completion.Sleep(deadline);
+  waiters_.fetch_sub(1);
   const int64_t end = NowNs();
   blocked_ns_.fetch_add(end - begin, std::memory_order_relaxed);
   trace_.Span(TraceTrack::kCaller, "WAIT", what, begin, end, detail);

@@ -90,9 +90,15 @@ class Engine final : private transport::Receiver {
   bool DrainInbox() REQUIRES(progress_mu_) EXCLUDES(inbox_mu_);
   bool Arm() REQUIRES(progress_mu_);
   void Drive(Completion& completion, std::chrono::steady_clock::time_point deadline);
+  void DriveLocked(Completion& completion, std::chrono::steady_clock::time_point deadline,
+                   int64_t idle_since) RELEASE(progress_mu_);
+  /// Progress until `enough()` or nothing has moved for `budget_ns` (counted from `idle_since` at
+  /// first); gives up the core between two looks. False: other processes want this core.
+  template <typename Enough>
+  bool Poll(Enough enough, int64_t budget_ns, int64_t idle_since) REQUIRES(progress_mu_);
   /// Arms the doorbell, gives up the lock, and wakes the background thread if something is left to
   /// do. `more_soon`: a caller will drive again or the background thread look, so the doorbell may
-  /// stay as it is while it is lent.
+  /// stay disarmed while that looks again by itself.
   void LeaveProgress(bool more_soon) RELEASE(progress_mu_);
   struct Nap {
     bool sleep = false;
@@ -120,7 +126,8 @@ class Engine final : private transport::Receiver {
   Planner planner_;
   Trace trace_;
   const uint32_t fork_generation_;
-  const int64_t yield_limit_ns_;  ///< More for more ranks than cores: each of them gets its turn.
+  const int64_t
+      ranks_per_core_;  ///< On this host, rounded up. A yield gives each of them its turn.
 
   // Inbox.
   struct Item {
@@ -151,15 +158,18 @@ class Engine final : private transport::Receiver {
   std::vector<int> lost_ GUARDED_BY(progress_mu_);
   bool control_gone_ GUARDED_BY(progress_mu_) = false;
   int64_t no_drive_ns_ GUARDED_BY(progress_mu_) = 0;  ///< How long the next pause will be at least.
+  int quick_yields_ GUARDED_BY(progress_mu_) = 0;     ///< Since the last slow one.
   /// Times a caller drove, and how many of them the background thread knows of.
   uint64_t drives_ GUARDED_BY(progress_mu_) = 0, drives_seen_ GUARDED_BY(progress_mu_) = 0;
-  /// The doorbell is not armed, and the background thread looks again within kLendMs.
-  bool lent_ GUARDED_BY(progress_mu_) = false;
 
   std::atomic<bool> runnable_{false};  ///< The executor has work that waits for the lock only.
   std::atomic<bool> failed_{false};
   std::atomic<bool> sleeping_{
-      false};  ///< The background thread is in, or about to enter, epoll_wait.
+      false};                    ///< The background thread is in, or about to enter, epoll_wait.
+  std::atomic<int> waiters_{0};  ///< Callers in Wait.
+  std::atomic<int> drivers_{0};  ///< Of them, those in Drive.
+  /// The background thread looks again within kLendMs: the doorbell need not be armed.
+  std::atomic<bool> looks_again_{false};
   std::atomic<bool> stop_{false};
   std::atomic<bool> down_{false};
   std::atomic<int64_t> no_drive_until_ns_{0};

@@ -47,6 +47,9 @@ uint64_t TraceId(const Key& key, int from, int to, uint32_t message) {
       .value();
 }
 
+// Chunks that are staged before the first of them is combined.
+constexpr int64_t kStageAhead = 2;
+
 // Roles of a kPost, in its code.
 constexpr uint8_t kReceivesFromYou = 0, kSendsToYou = 1;
 
@@ -98,8 +101,8 @@ void Executor::Start(Operation* op) {
   op->failing = false;
   op->failure = absl::OkStatus();
   op->pending.resize(plan.units.size());
-  op->ready.clear();
-  op->ready_head = 0;
+  op->starts.Clear();
+  op->ready.Clear();
   op->blocked.clear();
   op->publishes_open.clear();
   op->publishes = FirstOf(&op->publish_memory, plan.publishes);
@@ -111,7 +114,7 @@ void Executor::Start(Operation* op) {
   op->units_left = static_cast<int32_t>(plan.units.size());
   op->produces_left = plan.produces;
   op->consumes_left = plan.consumes;
-  op->send_slots = op->fetch_slots = op->fetching = 0;
+  op->send_slots = op->fetch_slots = op->fetching = op->staged = op->computed = 0;
   op->fetch_waiting.clear();
   op->started_ns = NowNs();
   op->next_report_ns = op->started_ns + config_.stall_report_ms * kMillisecond;
@@ -204,7 +207,7 @@ void Executor::MakeReady(Operation* op, int32_t u) {
         op->blocked.push_back(u);
         break;
       }
-      op->ready.push_back(u);
+      (unit.pending == 0 ? op->starts : op->ready).Push(u);
       ++ready_units_;
   }
 }
@@ -591,10 +594,14 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
   }
   // As many as the schedule may have outstanding towards different peers at once.
   const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->destinations.size()));
+  // Far ahead only when there is nothing better to do: the input is read again to be combined, and
+  // should still be in cache then.
+  if (op->staged - op->computed >= kStageAhead && ready_units_ > 0) return false;
   StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->send_slots, guarantee);
   if (!slot.ok()) return slot.status();
   if (*slot == nullptr) return false;
   ++op->send_slots;
+  ++op->staged;
   p.slot = std::move(*slot);
   const int64_t begin_ns = trace_->on() ? NowNs() : 0;
   if (codec != nullptr) {
@@ -674,9 +681,15 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
 bool Executor::RunPublishes(Operation* op) {
   bool moved = false;
   while (!op->publishes_open.empty() && !op->failing) {
-    if (!Publish(op, op->publishes_open.front(), &moved)) break;
+    const int32_t u = op->publishes_open.front();
+    if (!Publish(op, u, &moved)) break;
     if (op->failing) break;
     op->publishes_open.erase(op->publishes_open.begin());
+    // A copy takes as long as a combine: look first what has come meanwhile.
+    if (op->publishes[op->plan->units[u].ordinal].slot != nullptr) {
+      may_stage_ |= !op->publishes_open.empty();
+      break;
+    }
   }
   return moved;
 }
@@ -694,6 +707,7 @@ bool Executor::Run() {
       moved |= outbox_[peer].size() != before;
     }
   }
+  may_stage_ = false;
   for (size_t i = 0; i < active_.size(); ++i) {
     if (!active_[i]->publishes_open.empty()) moved |= RunPublishes(active_[i]);
   }
@@ -705,16 +719,14 @@ bool Executor::Run() {
   }
   if (ready_units_ == 0) return moved;
   for (Operation* op : active_) {
-    if (op->ready_head == op->ready.size()) continue;
-    const int32_t u = op->ready[op->ready_head++];
+    UnitQueue& queue = op->ready.size() > 0 ? op->ready : op->starts;
+    if (queue.size() == 0) continue;
+    const int32_t u = queue.Pop();
     --ready_units_;
-    if (op->ready_head == op->ready.size()) {
-      op->ready.clear();
-      op->ready_head = 0;
-    }
     if (Status status = Compute(op, op->plan->units[u]); !status.ok()) {
       Fail(op, status);
     } else if (op->broken.empty() && !op->failing) {
+      ++op->computed;
       CompleteUnit(op, u);
       if (!op->publishes_open.empty()) RunPublishes(op);
     }
@@ -728,9 +740,9 @@ void Executor::Fail(Operation* op, const Status& status, int except_peer) {
   if (op->failing) return;
   op->failing = true;
   op->failure = status;
-  ready_units_ -= static_cast<int64_t>(op->ready.size() - op->ready_head);
-  op->ready.clear();
-  op->ready_head = 0;
+  ready_units_ -= static_cast<int64_t>(op->starts.size() + op->ready.size());
+  op->starts.Clear();
+  op->ready.Clear();
   op->blocked.clear();
   op->publishes_open.clear();
   op->fetch_waiting.clear();

@@ -49,8 +49,8 @@ class Executor {
 
   /// Publishes what can be published and runs one unit of computation. True if anything moved.
   bool Run();
-  /// True if Run would find something to compute.
-  bool runnable() const { return ready_units_ > 0; }
+  /// True if Run would find something to compute or, perhaps, to copy.
+  bool runnable() const { return ready_units_ > 0 || may_stage_; }
   bool idle() const { return active_.empty() && outbox_count_ == 0 && refused_.empty(); }
   size_t active_count() const { return active_.size(); }
   /// Of the active ones, those whose result is still to come here.
@@ -143,6 +143,7 @@ class Executor {
   std::vector<uint32_t> free_;
   std::vector<Operation*> active_;  ///< In order of submission.
   int64_t ready_units_ = 0, unanswered_ = 0;
+  bool may_stage_ = false;  ///< A publish was put off for others to have their turn.
   std::vector<std::deque<Outgoing>> outbox_;
   int64_t outbox_count_ = 0;
   std::unordered_map<uint64_t, transport::View> refused_;  ///< By the cookie of the refusal.

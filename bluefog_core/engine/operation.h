@@ -93,6 +93,26 @@ struct NameEntry {
 
 inline constexpr int kMaxBuffers = kMaxPayloads;
 
+/// First in, first out; its memory is used again.
+class UnitQueue {
+ public:
+  size_t size() const { return units_.size() - head_; }
+  void Push(int32_t unit) { units_.push_back(unit); }
+  int32_t Pop() {
+    const int32_t unit = units_[head_++];
+    if (head_ == units_.size()) Clear();
+    return unit;
+  }
+  void Clear() {
+    units_.clear();
+    head_ = 0;
+  }
+
+ private:
+  std::vector<int32_t> units_;
+  size_t head_ = 0;
+};
+
 /// What was asked for: made by a caller, carried through the inbox, not changed by the executor.
 struct Submission {
   Op op = Op::kBarrier;
@@ -150,8 +170,9 @@ struct Operation : Submission {
   bool unanswered = false;  ///< The result is still to come here, neighbours' releases aside.
   Status failure;
   std::vector<int32_t> pending;
-  std::vector<int32_t> ready;  ///< Compute units, first in first out from ready_head.
-  size_t ready_head = 0;
+  /// Compute units whose turn has come: those that wait for nothing from the start (produce, a copy
+  /// to be sent), and the others, which go first: what they read is still in cache.
+  UnitQueue starts, ready;
   std::vector<int32_t> blocked;         ///< Units behind a closed gate.
   std::vector<int32_t> publishes_open;  ///< Units that have something left to send.
   // As many as the plan has, of memory that never shrinks: what they hold is used again.
@@ -165,6 +186,7 @@ struct Operation : Submission {
   std::vector<int> broken;
   int32_t units_left = 0, produces_left = 0, consumes_left = 0;
   int64_t send_slots = 0, fetch_slots = 0, fetching = 0;
+  int64_t staged = 0, computed = 0;    ///< Units so far: copied to be sent; computed.
   std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.
   int64_t started_ns = 0, next_report_ns = 0;
   bool probed = false;  ///< Posts were sent although eager, to find a partner that never will.
