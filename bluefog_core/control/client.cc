@@ -216,14 +216,17 @@ void Client::Beat() {
     int64_t silent;
     {
       MutexLock lock(mu_);
-      const int64_t due = NowNs() + options_.heartbeat_ms * kMs;
+      // On the beat of the clock, which is one for all ranks of a host: the server wakes up once
+      // for all of them.
+      const int64_t interval = options_.heartbeat_ms * kMs;
+      const int64_t due = (NowNs() / interval + 1) * interval;
       while (phase_ != Phase::kEnded && !leaving_ && !server_closing_ && NowNs() < due) {
         changed_.WaitUntil(mu_, At(due));
       }
       if (phase_ == Phase::kEnded || leaving_ || server_closing_) return;
       const int64_t now = NowNs();
       // While this process itself was stopped or starved it could hear nobody.
-      if (now - due > options_.heartbeat_ms * kMs) seen_ns_ = std::min(now, seen_ns_ + now - due);
+      if (now - due > interval) seen_ns_ = std::min(now, seen_ns_ + now - due);
       silent = now - seen_ns_;
       silent_ = silent >= options_.dead_ms * kMs;
     }
