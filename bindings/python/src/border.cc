@@ -1,9 +1,12 @@
 #include "border.h"
 
 #include <algorithm>
+#include <bit>
 #include <optional>
 #include <utility>
 #include <vector>
+
+#include <absl/container/inlined_vector.h>
 
 #include "dlpack.h"
 #include "support.h"
@@ -20,13 +23,13 @@ std::string TypeName(const py::handle& object) {
 bool SetShape(TensorView* view, int ndim, const int64_t* shape, const int64_t* strides) {
   view->count = 1;
   for (int d = 0; d < ndim; ++d) view->count *= shape[d];
-  std::vector<int64_t> steps(static_cast<size_t>(ndim));
+  absl::InlinedVector<int64_t, kMaxDims> steps(static_cast<size_t>(ndim));
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; --d) {
     steps[static_cast<size_t>(d)] = strides != nullptr ? strides[d] : step;
     step *= std::max<int64_t>(shape[d], 1);
   }
-  std::vector<int64_t> sizes(shape, shape + ndim);
+  absl::InlinedVector<int64_t, kMaxDims> sizes(shape, shape + ndim);
   while (sizes.size() > static_cast<size_t>(kMaxDims)) {
     const size_t last = sizes.size() - 1;
     if (view->count > 0 && sizes[last - 1] != 1 && steps[last - 1] != sizes[last] * steps[last]) {
@@ -77,34 +80,39 @@ std::optional<DType> DTypeOf(char kind, int64_t bytes) {
       "int64 and bool");
 }
 
-Imported ImportNumpy(py::array array, const std::string& what) {
+// The order of the bytes is this machine's, or does not matter.
+bool IsNative(const py::dtype& dtype) {
+  constexpr char kForeign = std::endian::native == std::endian::little ? '>' : '<';
+  return dtype.byteorder() != kForeign;
+}
+
+Imported ImportNumpy(py::array array, const Naming& what) {
   Imported result;
   const py::dtype dtype = array.dtype();
   const std::optional<DType> known = DTypeOf(dtype.kind(), dtype.itemsize());
-  if (!known || !dtype.attr("isnative").cast<bool>()) ThrowDType(what, py::str(py::object(dtype)));
+  if (!known || !IsNative(dtype)) ThrowDType(what(), py::str(py::object(dtype)));
   result.view.dtype = *known;
   result.view.data = const_cast<void*>(array.data());
   result.writable = array.writeable();
   const auto ndim = static_cast<int>(array.ndim());
-  std::vector<int64_t> shape(array.shape(), array.shape() + ndim);
-  std::vector<int64_t> strides(static_cast<size_t>(ndim));
+  absl::InlinedVector<int64_t, kMaxDims> strides(static_cast<size_t>(ndim));
   const int64_t item = dtype.itemsize();
   for (int d = 0; d < ndim; ++d) {
     if (array.strides(d) % item != 0) result.dense = false;
     strides[static_cast<size_t>(d)] = array.strides(d) / item;
   }
-  result.dense = SetShape(&result.view, ndim, shape.data(), strides.data()) && result.dense &&
+  result.dense = SetShape(&result.view, ndim, array.shape(), strides.data()) && result.dense &&
                  result.view.CheckDense().ok();
   result.owner = std::move(array);
   return result;
 }
 
-void FromDlTensor(const dlpack::Tensor& tensor, const std::string& what, Imported* result) {
+void FromDlTensor(const dlpack::Tensor& tensor, const Naming& what, Imported* result) {
   if (tensor.device.code != dlpack::kCpu && tensor.device.code != dlpack::kCudaHost) {
     const bool cuda =
         tensor.device.code == dlpack::kCuda || tensor.device.code == dlpack::kCudaManaged;
     Throw(absl::InvalidArgumentError(
-        what + " lies on " +
+        what() + " lies on " +
         (cuda ? "cuda:" + std::to_string(tensor.device.index)
               : "a device of DLPack type " + std::to_string(tensor.device.code)) +
         ": only tensors in host memory can be exchanged; move it there first (tensor.cpu())"));
@@ -117,8 +125,8 @@ void FromDlTensor(const dlpack::Tensor& tensor, const std::string& what, Importe
                                                            : '?';
   const std::optional<DType> dtype = DTypeOf(kind, tensor.dtype.bits / 8);
   if (!dtype || tensor.dtype.lanes != 1) {
-    ThrowDType(what, "of DLPack type " + std::to_string(tensor.dtype.code) + " with " +
-                         std::to_string(tensor.dtype.bits) + " bits");
+    ThrowDType(what(), "of DLPack type " + std::to_string(tensor.dtype.code) + " with " +
+                           std::to_string(tensor.dtype.bits) + " bits");
   }
   result->view.dtype = *dtype;
   result->view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
@@ -136,7 +144,7 @@ py::object Adopt(const py::handle& capsule, Managed* managed, const char* used_n
   });
 }
 
-Imported ImportCapsule(const py::handle& capsule, const std::string& what) {
+Imported ImportCapsule(const py::handle& capsule, const Naming& what) {
   Imported result;
   if (PyCapsule_IsValid(capsule.ptr(), dlpack::kName)) {
     auto* managed =
@@ -147,21 +155,21 @@ Imported ImportCapsule(const py::handle& capsule, const std::string& what) {
     auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
         PyCapsule_GetPointer(capsule.ptr(), dlpack::kVersionedName));
     if (managed->major != 1) {
-      throw py::type_error(what + " uses DLPack version " + std::to_string(managed->major) +
+      throw py::type_error(what() + " uses DLPack version " + std::to_string(managed->major) +
                            "; versions 0 and 1 are known here");
     }
     result.owner = Adopt(capsule, managed, dlpack::kUsedVersionedName);
     result.writable = (managed->flags & dlpack::kReadOnlyFlag) == 0;
     FromDlTensor(managed->tensor, what, &result);
   } else {
-    throw py::type_error(what + " is a capsule, but not an unused DLPack one");
+    throw py::type_error(what() + " is a capsule, but not an unused DLPack one");
   }
   return result;
 }
 
 }  // namespace
 
-Imported Import(const py::handle& object, const std::string& what) {
+Imported Import(const py::handle& object, const Naming& what) {
   if (PyCapsule_CheckExact(object.ptr())) return ImportCapsule(object, what);
   if (py::isinstance<py::array>(object)) {
     return ImportNumpy(py::reinterpret_borrow<py::array>(object), what);
@@ -170,9 +178,29 @@ Imported Import(const py::handle& object, const std::string& what) {
     const py::object capsule = object.attr("__dlpack__")();
     return ImportCapsule(capsule, what);
   }
-  throw py::type_error(what + " is a " + TypeName(object) +
+  throw py::type_error(what() + " is a " + TypeName(object) +
                        "; expected a NumPy array or an object with __dlpack__");
 }
+
+namespace {
+
+// By number: by name it would be parsed each time.
+py::dtype NumpyType(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return py::dtype::of<float>();
+    case DType::kFloat64:
+      return py::dtype::of<double>();
+    case DType::kInt32:
+      return py::dtype::of<int32_t>();
+    case DType::kInt64:
+      return py::dtype::of<int64_t>();
+    default:
+      return py::dtype(NameOf(dtype));
+  }
+}
+
+}  // namespace
 
 py::array ToNumpy(const TensorView& view, std::shared_ptr<void> memory) {
   if (view.dtype == DType::kBFloat16) {
@@ -181,7 +209,7 @@ py::array ToNumpy(const TensorView& view, std::shared_ptr<void> memory) {
   std::vector<py::ssize_t> shape(view.shape.begin(), view.shape.begin() + view.ndim);
   std::vector<py::ssize_t> strides(view.strides.begin(), view.strides.begin() + view.ndim);
   for (py::ssize_t& stride : strides) stride *= SizeOf(view.dtype);
-  const py::dtype dtype(NameOf(view.dtype));
+  const py::dtype dtype = NumpyType(view.dtype);
   if (view.data == nullptr) return py::array(dtype, std::move(shape));
   const py::capsule base(new std::shared_ptr<void>(std::move(memory)), [](void* pointer) {
     if (!InForkedChild()) delete static_cast<std::shared_ptr<void>*>(pointer);

@@ -2,6 +2,7 @@
 // known.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,11 +23,12 @@ struct Imported {
   bool dense = true;  ///< False: `view` has a pointer and a shape, but gaps or overlaps.
 };
 
-/// `object`: a numpy.ndarray, a DLPack capsule or anything with __dlpack__. `what` names it in
-/// errors
-/// ("tensor 'x' of allreduce"). TypeError: not a tensor, or of a dtype that does not exist here;
-/// ValueError: not on the CPU.
-Imported Import(const py::handle& object, const std::string& what);
+/// What a tensor is called in errors: "tensor 'x' of allreduce". Asked for only when there is one.
+using Naming = std::function<std::string()>;
+
+/// `object`: a numpy.ndarray, a DLPack capsule or anything with __dlpack__. TypeError: not a
+/// tensor, or of a dtype that does not exist here; ValueError: not on the CPU.
+Imported Import(const py::handle& object, const Naming& what);
 
 /// The memory as a writable NumPy array, or as a DLPack capsule. `memory` lives as long as the
 /// result.

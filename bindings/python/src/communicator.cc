@@ -98,11 +98,12 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
   spec.root = root;
   spec.input = TensorView::Of(nullptr, 0, DType::kFloat32);  // Of a barrier.
   if (!input.is_none()) {
-    const std::string what =
-        "tensor " + (name.empty() ? std::string() : "'" + name + "' ") + "of " + NameOf(op);
+    const auto what = [&] {
+      return "tensor " + (name.empty() ? std::string() : "'" + name + "' ") + "of " + NameOf(op);
+    };
     Imported tensor = Import(input, what);
     if (in_place && !tensor.writable) {
-      Throw(absl::InvalidArgumentError(what + "_ is read-only memory (" + tensor.view.ToString() +
+      Throw(absl::InvalidArgumentError(what() + "_ is read-only memory (" + tensor.view.ToString() +
                                        "): pass a copy, or use the call that returns its result"));
     }
     // Blocks are gathered along the first dimension, which must be the outermost in memory.
@@ -115,7 +116,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
     if (!gatherable) return std::nullopt;
     if (op == Op::kAllreduce && average && !IsFloating(tensor.view.dtype)) {
       py::set_error(PyExc_AssertionError,
-                    (what + " is " + tensor.view.ToString() +
+                    (what() + " is " + tensor.view.ToString() +
                      ": an average of integers is not an integer; use average=False")
                         .c_str());
       throw py::error_already_set();
@@ -123,7 +124,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
     if (!tensor.dense) {
       if (!in_place) return std::nullopt;
       Throw(absl::InvalidArgumentError(
-          what + "_ is not dense in memory (" + tensor.view.ToString() +
+          what() + "_ is not dense in memory (" + tensor.view.ToString() +
           "): in place works on tensors without gaps; pass a contiguous tensor, or use the call "
           "that returns its result"));
     }

@@ -36,16 +36,16 @@ class PyOptimizer {
     options.allow_unstable = allow_unstable;
     options.step = step;
     for (const auto& [name, tensor, group] : parameters) {
-      const std::string what = "parameter '" + name + "'";
+      const auto what = [&name = name] { return "parameter '" + name + "'"; };
       const Imported imported = Import(tensor, what);
       if (!imported.dense) {
-        Throw(absl::InvalidArgumentError(what + " is not dense in memory (" +
+        Throw(absl::InvalidArgumentError(what() + " is not dense in memory (" +
                                          imported.view.ToString() +
                                          "): make it contiguous before the optimizer is made"));
       }
       if (imported.view.dtype != DType::kFloat32 && imported.view.dtype != DType::kFloat64) {
         Throw(absl::InvalidArgumentError(
-            what + " is " + imported.view.ToString() +
+            what() + " is " + imported.view.ToString() +
             ": parameters must be float32 or float64; keep the model in float32 and compute in "
             "lower precision under autocast"));
       }
@@ -96,19 +96,19 @@ class PyOptimizer {
     const auto i = static_cast<size_t>(index);
     const TensorView& expected = views_.at(i);
     ParameterBinding binding;
-    Imported tensor = Import(x, kWhat);
+    Imported tensor = Import(x, What);
     if (!SameLayout(tensor, expected)) return kParameter;
     binding.x = tensor.view.data;
     std::array<py::object, 2 + kMaxStates> keep;
     keep[0] = std::move(tensor.owner);
     if (!gradient.is_none()) {
-      tensor = Import(gradient, kWhat);
+      tensor = Import(gradient, What);
       if (!SameLayout(tensor, expected)) return kGradient;
       binding.g = tensor.view.data;
       keep[1] = std::move(tensor.owner);
     }
     for (size_t k = 0; k < states.size() && k < kMaxStates; ++k) {
-      tensor = Import(states[k], kWhat);
+      tensor = Import(states[k], What);
       if (!SameLayout(tensor, expected)) return kState;
       binding.state[k] = tensor.view.data;
       keep[2 + k] = std::move(tensor.owner);
@@ -163,7 +163,7 @@ class PyOptimizer {
             tensor.view.LayoutHash() == expected.LayoutHash());
   }
 
-  static inline const std::string kWhat = "a tensor of the optimizer";
+  static std::string What() { return "a tensor of the optimizer"; }
 
   // Destroyed in reverse: the optimizer first, what it reads and who runs it later.
   std::shared_ptr<Communicator> communicator_;
