@@ -87,11 +87,9 @@ class Api(Generic[T]):
         int
             A handle for ``synchronize``, ``wait`` and ``poll``.
         """
-        try:
-            weights = _call_weights(self_weight, src_weights, dst_weights)
-        except (TypeError, ValueError) as error:
-            raise _located(error, Op.neighbor_allreduce, name) from None
-        return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
+        return _runtime.add_handle(
+            self._neighbor(tensor, name, self_weight, src_weights, dst_weights)
+        )
 
     def neighbor_allreduce(
         self,
@@ -135,15 +133,8 @@ class Api(Generic[T]):
         BluefogError
             A neighbour died or never called; ``code`` says which.
         """
-        return _runtime.synchronize(
-            self.neighbor_allreduce_nonblocking(
-                tensor,
-                self_weight=self_weight,
-                src_weights=src_weights,
-                dst_weights=dst_weights,
-                enable_topo_check=enable_topo_check,
-                name=name,
-            )
+        return _runtime.complete(
+            self._neighbor(tensor, name, self_weight, src_weights, dst_weights)
         )
 
     # ---- Global operations.
@@ -157,7 +148,7 @@ class Api(Generic[T]):
     ) -> int:
         """Start :func:`allreduce` (the same parameters); returns a handle for ``synchronize``."""
         _refuse_hierarchical(is_hierarchical_local)
-        return self._submit(Op.allreduce, tensor, name, average=average)
+        return _runtime.add_handle(self._submit(Op.allreduce, tensor, name, average=average))
 
     def allreduce(
         self,
@@ -193,8 +184,8 @@ class Api(Generic[T]):
         BluefogError
             A rank died or never called; ``code`` says which.
         """
-        handle = self.allreduce_nonblocking(tensor, average, is_hierarchical_local, name)
-        return _runtime.synchronize(handle)
+        _refuse_hierarchical(is_hierarchical_local)
+        return _runtime.complete(self._submit(Op.allreduce, tensor, name, average=average))
 
     def allreduce_nonblocking_(
         self,
@@ -205,7 +196,9 @@ class Api(Generic[T]):
     ) -> int:
         """Start :func:`allreduce_` (the same parameters); returns a handle for ``synchronize``."""
         _refuse_hierarchical(is_hierarchical_local)
-        return self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
+        return _runtime.add_handle(
+            self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
+        )
 
     def allreduce_(
         self,
@@ -221,12 +214,14 @@ class Api(Generic[T]):
         ValueError
             As :func:`allreduce`; also a tensor that is read-only or has gaps in memory.
         """
-        handle = self.allreduce_nonblocking_(tensor, average, is_hierarchical_local, name)
-        return _runtime.synchronize(handle)
+        _refuse_hierarchical(is_hierarchical_local)
+        return _runtime.complete(
+            self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
+        )
 
     def broadcast_nonblocking(self, tensor: T, root_rank: int, name: str | None = None) -> int:
         """Start :func:`broadcast` (the same parameters); returns a handle for ``synchronize``."""
-        return self._submit(Op.broadcast, tensor, name, root=root_rank)
+        return _runtime.add_handle(self._submit(Op.broadcast, tensor, name, root=root_rank))
 
     def broadcast(self, tensor: T, root_rank: int, name: str | None = None) -> T:
         """A copy of the tensor of ``root_rank``, on every rank.
@@ -252,11 +247,13 @@ class Api(Generic[T]):
         BluefogError
             A rank died or never called; ``code`` says which.
         """
-        return _runtime.synchronize(self.broadcast_nonblocking(tensor, root_rank, name))
+        return _runtime.complete(self._submit(Op.broadcast, tensor, name, root=root_rank))
 
     def broadcast_nonblocking_(self, tensor: T, root_rank: int, name: str | None = None) -> int:
         """Start :func:`broadcast_` (the same parameters); returns a handle for ``synchronize``."""
-        return self._submit(Op.broadcast, tensor, name, in_place=True, root=root_rank)
+        return _runtime.add_handle(
+            self._submit(Op.broadcast, tensor, name, in_place=True, root=root_rank)
+        )
 
     def broadcast_(self, tensor: T, root_rank: int, name: str | None = None) -> T:
         """:func:`broadcast` in place: overwrites ``tensor`` and returns it.
@@ -266,11 +263,13 @@ class Api(Generic[T]):
         ValueError
             As :func:`broadcast`; also a tensor that is read-only or has gaps in memory.
         """
-        return _runtime.synchronize(self.broadcast_nonblocking_(tensor, root_rank, name))
+        return _runtime.complete(
+            self._submit(Op.broadcast, tensor, name, in_place=True, root=root_rank)
+        )
 
     def allgather_nonblocking(self, tensor: T, name: str | None = None) -> int:
         """Start :func:`allgather` (the same parameters); returns a handle for ``synchronize``."""
-        return self._submit(Op.allgather, tensor, name)
+        return _runtime.add_handle(self._submit(Op.allgather, tensor, name))
 
     def allgather(self, tensor: T, name: str | None = None) -> T:
         """The tensors of all ranks, concatenated along the first dimension in rank order.
@@ -294,7 +293,7 @@ class Api(Generic[T]):
         BluefogError
             A rank died or never called; ``code`` says which.
         """
-        return _runtime.synchronize(self.allgather_nonblocking(tensor, name))
+        return _runtime.complete(self._submit(Op.allgather, tensor, name))
 
     # ---- Models.
 
@@ -409,9 +408,23 @@ class Api(Generic[T]):
 
     # ---- Inside.
 
+    def _neighbor(
+        self,
+        tensor: T,
+        name: str | None,
+        self_weight: float | None,
+        src_weights: Weights | None,
+        dst_weights: Destinations | None,
+    ) -> _runtime.Pending:
+        try:
+            weights = _call_weights(self_weight, src_weights, dst_weights)
+        except (TypeError, ValueError) as error:
+            raise _located(error, Op.neighbor_allreduce, name) from None
+        return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
+
     def _submit(
         self, op: Op, tensor: T, name: str | None, in_place: bool = False, **arguments: Any
-    ) -> int:
+    ) -> _runtime.Pending:
         adapter = self._adapter
         try:
             if not (name is None or isinstance(name, str)):
@@ -433,16 +446,16 @@ class Api(Generic[T]):
             raise _located(error, op, name, in_place) from None
         if not in_place:
             if getattr(tensor, "ndim", 0) <= 8:
-                return _runtime.add_handle(work, adapter.result)
+                return work, adapter.result
             # The engine merges the last of more dimensions.
             shape = (-1, *tensor.shape[1:]) if op == Op.allgather else tuple(tensor.shape)
-            return _runtime.add_handle(work, lambda w: adapter.result(w).reshape(shape))
+            return work, lambda w: adapter.result(w).reshape(shape)
 
         def finish(_: _core.Work) -> T:
             adapter.modified(tensor)
             return tensor
 
-        return _runtime.add_handle(work, finish)
+        return work, finish
 
     def _in_place(self, op: Op, named: Iterable[tuple[str, T]], **arguments: Any) -> None:
         submit = functools.partial(self._submit, op, name=None, in_place=True, **arguments)
@@ -450,29 +463,24 @@ class Api(Generic[T]):
             pass
 
     def _all(
-        self, named: Iterable[tuple[str, T]], submit: Callable[[T], int]
+        self, named: Iterable[tuple[str, T]], submit: Callable[[T], _runtime.Pending]
     ) -> Iterator[tuple[T, T]]:
         """Submits all, then gives (tensor, result) of each; raises when all are through."""
         _runtime.communicator()  # Without any tensor, too, it takes init().
-        pending: collections.deque[tuple[str, T, int]] = collections.deque()
+        pending: collections.deque[tuple[str, T, _runtime.Pending]] = collections.deque()
         failure = None
-        try:
-            for name, tensor in named:
+        for name, tensor in named:
+            with _naming(name):
+                pending.append((name, tensor, submit(tensor)))
+        while pending:
+            name, tensor, operation = pending.popleft()
+            try:
                 with _naming(name):
-                    pending.append((name, tensor, submit(tensor)))
-            while pending:
-                name, tensor, handle = pending[0]
-                try:
-                    with _naming(name):
-                        result = _runtime.synchronize(handle)
-                except BluefogError as error:
-                    failure = failure or error
-                else:
-                    yield tensor, result
-                pending.popleft()
-        finally:
-            for *_, handle in pending:
-                _runtime.forget(handle)
+                    result = _runtime.complete(operation)
+            except BluefogError as error:
+                failure = failure or error
+            else:
+                yield tensor, result
         if failure is not None:
             raise failure
 

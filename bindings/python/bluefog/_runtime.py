@@ -14,7 +14,9 @@ from ._errors import BluefogError, BluefogValueError
 _lock = threading.Lock()
 _communicator: _core.Communicator | None = None
 _graph: Any = None  # The networkx graph that set_topology was given, if it was one.
-_handles: dict[int, tuple[_core.Work, Callable[[_core.Work], Any]]] = {}
+# An operation under way, and what makes its result of it.
+Pending = tuple[_core.Work, Callable[[_core.Work], Any]]
+_handles: dict[int, Pending] = {}
 _next_handle = itertools.count(1)
 
 
@@ -199,16 +201,11 @@ def out_neighbor_ranks() -> list[int]:
     return _topology.neighbors(_communicator.topology(), _communicator.rank)[1]
 
 
-def add_handle(work: _core.Work, finish: Callable[[_core.Work], Any]) -> int:
-    """Keep a work under a new handle; ``finish`` makes its result."""
+def add_handle(pending: Pending) -> int:
+    """Keep an operation under a new handle."""
     handle = next(_next_handle)
-    _handles[handle] = (work, finish)
+    _handles[handle] = pending
     return handle
-
-
-def forget(handle: int) -> None:
-    """Nobody will ask for this result; the operation goes on."""
-    _handles.pop(handle, None)
 
 
 def poll(handle: int) -> bool:
@@ -259,6 +256,13 @@ def synchronize(handle: int) -> Any:
     return finish(work)
 
 
+def complete(pending: Pending) -> Any:
+    """Wait for an operation that never had a handle, and return its output."""
+    work, finish = pending
+    work.wait()
+    return finish(work)
+
+
 def wait(handle: int) -> Any:
     """The same as :func:`synchronize`."""
     return synchronize(handle)
@@ -280,7 +284,7 @@ def submit(op: _core.Op, **arguments: Any) -> _core.Work | None:
     return communicator().submit(op, **arguments)
 
 
-def _work(handle: int) -> tuple[_core.Work, Callable[[_core.Work], Any]]:
+def _work(handle: int) -> Pending:
     try:
         return _handles[handle]
     except (KeyError, TypeError):
