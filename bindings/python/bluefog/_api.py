@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, Union
+from typing import Any, Callable, Generic, Protocol, TypeVar, Union
+
+import numpy as np
 
 from . import _core, _runtime
 from ._core import Op
@@ -82,7 +87,7 @@ class Api(Generic[T]):
         int
             A handle for ``synchronize``, ``wait`` and ``poll``.
         """
-        weights = _call_weights(self_weight, src_weights, dst_weights)
+        weights = _call_weights(name, self_weight, src_weights, dst_weights)
         return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
 
     def neighbor_allreduce(
@@ -338,11 +343,9 @@ class Api(Generic[T]):
         named = self._adapter.named(params)
         if named is None:
             named = _named_tensors(params)
-        handles = [self._submit(Op.allreduce, tensor, None, average=True) for _, tensor in named]
+        submit = functools.partial(self._submit, Op.allreduce, name=None, average=True)
         square = 0.0
-        for (name, tensor), handle in zip(named, handles):
-            with _naming(name):
-                mean = _runtime.synchronize(handle)
+        for tensor, mean in self._all(named, submit):
             square += self._adapter.squared_distance(tensor, mean)
         return math.sqrt(float(self.allreduce(self._adapter.scalar(square))[0]))
 
@@ -391,10 +394,14 @@ class Api(Generic[T]):
         BluefogError
             Before ``init()``; no memory (``code`` "RESOURCE_EXHAUSTED").
         """
-        sizes = [shape] if isinstance(shape, numbers.Integral) else shape
-        sizes = [int(s) for s in sizes]
+        try:
+            sizes = [operator.index(s) for s in ([shape] if hasattr(shape, "__index__") else shape)]
+        except TypeError:
+            raise TypeError(f"empty: shape {shape!r} is not a sequence of int") from None
         if any(s < 0 for s in sizes):
             raise BluefogValueError(f"empty: shape {tuple(sizes)} has a negative dimension")
+        if math.prod(max(s, 1) for s in sizes) >= 2**59:
+            raise BluefogValueError(f"empty: shape {tuple(sizes)} has too many elements")
         return self._adapter.empty(sizes, dtype)
 
     # ---- Inside.
@@ -403,8 +410,13 @@ class Api(Generic[T]):
         self, op: Op, tensor: T, name: str | None, in_place: bool = False, **arguments: Any
     ) -> int:
         adapter = self._adapter
-        what = f"tensor {name!r} of {op.name}" if name else f"tensor of {op.name}"
-        # The engine's names are strings; a caller's None and "" both mean the order of calls.
+        where = _where(op, name, in_place)
+        if "root" in arguments:
+            arguments["root"] = _rank_of(arguments["root"], where, "root_rank", "root rank")
+        elif not isinstance(arguments.get("average", True), (numbers.Integral, np.bool_)):
+            raise TypeError(f"{where}: average must be a bool, not {arguments['average']!r}")
+        what = f"{where}: the tensor"
+        # A caller's None and "" both mean the order of calls.
         arguments["name"] = name or ""
         exported = adapter.export(tensor, what, in_place)
         work = _runtime.submit(op, input=exported, in_place=in_place, **arguments)
@@ -425,13 +437,36 @@ class Api(Generic[T]):
         return _runtime.add_handle(work, finish)
 
     def _in_place(self, op: Op, named: Iterable[tuple[str, T]], **arguments: Any) -> None:
-        handles = []
-        for name, tensor in named:
-            with _naming(name):
-                handles.append((name, self._submit(op, tensor, None, in_place=True, **arguments)))
-        for name, handle in handles:
-            with _naming(name):
-                _runtime.synchronize(handle)
+        submit = functools.partial(self._submit, op, name=None, in_place=True, **arguments)
+        for _ in self._all(named, submit):
+            pass
+
+    def _all(
+        self, named: Iterable[tuple[str, T]], submit: Callable[[T], int]
+    ) -> Iterator[tuple[T, T]]:
+        """Submits all, then gives (tensor, result) of each; raises when all are through."""
+        _runtime.communicator()  # Without any tensor, too, it takes init().
+        pending: collections.deque[tuple[str, T, int]] = collections.deque()
+        failure = None
+        try:
+            for name, tensor in named:
+                with _naming(name):
+                    pending.append((name, tensor, submit(tensor)))
+            while pending:
+                name, tensor, handle = pending[0]
+                try:
+                    with _naming(name):
+                        result = _runtime.synchronize(handle)
+                except BluefogError as error:
+                    failure = failure or error
+                else:
+                    yield tensor, result
+                pending.popleft()
+        finally:
+            for *_, handle in pending:
+                _runtime.forget(handle)
+        if failure is not None:
+            raise failure
 
 
 @contextlib.contextmanager
@@ -441,10 +476,14 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except BluefogError as error:
         raise type(error)(f"parameter '{name}': {error}", error.code) from error
+    except (TypeError, AssertionError) as error:
+        raise type(error)(f"parameter '{name}': {error}") from error
 
 
 def _named_tensors(params: Any) -> list[tuple[str, Any]]:
     if isinstance(params, Mapping):
+        if not all(isinstance(name, str) for name in params):
+            raise BluefogValueError("parameters in a dict must have names: its keys must be str")
         return sorted(params.items())
     if (
         isinstance(params, Iterable)
@@ -467,34 +506,78 @@ def _refuse_hierarchical(is_hierarchical_local: bool) -> None:
         raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
 
 
+def _where(op: Op, name: Any, in_place: bool = False) -> str:
+    """The head of messages about a call, as the engine writes it."""
+    where = f"rank {_runtime.communicator().rank}: {_OP_NAMES[op]}{'_' if in_place else ''}"
+    if name is None or name == "":
+        return where
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: name must be a str, not {type(name).__name__}")
+    if not name.isascii():
+        name.encode()  # UnicodeError, a ValueError, shows where.
+    return f"{where} '{name}'"
+
+
+_OP_NAMES = {op: op.name for op in Op.__members__.values()}
+
+
+def _rank_of(value: Any, where: str, argument: str, what: str) -> int:
+    try:
+        rank = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{where}: {argument} takes a rank, an int, not {value!r}") from None
+    if not 0 <= rank < _runtime.size():
+        raise BluefogValueError(f"{where}: {what} {rank} is outside 0..{_runtime.size() - 1}")
+    return rank
+
+
+def _weight_of(value: Any, where: str, what: str) -> float:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{where}: {what} must be a number, not {value!r}")
+    return float(value)
+
+
 def _call_weights(
-    self_weight: float | None, src_weights: Weights | None, dst_weights: Destinations | None
+    name: str | None,
+    self_weight: float | None,
+    src_weights: Weights | None,
+    dst_weights: Destinations | None,
 ) -> dict[str, Any]:
+    if self_weight is None and src_weights is None and dst_weights is None:
+        return {}
+    where = _where(Op.neighbor_allreduce, name)
     if (self_weight is None) != (src_weights is None):
         missing, given = ("self_weight", "src_weights")
         if self_weight is not None:
             missing, given = given, missing
-        raise BluefogValueError(
-            f"neighbor_allreduce: {given} is given without {missing}; give both, or none"
-        )
+        raise BluefogValueError(f"{where}: {given} is given without {missing}; give both, or none")
     if self_weight is None:
-        if dst_weights is not None:
-            raise BluefogValueError(
-                "neighbor_allreduce: dst_weights makes the call dynamic, which needs self_weight "
-                "and src_weights too"
-            )
-        return {}
-    if not isinstance(self_weight, numbers.Real):
-        raise TypeError(f"self_weight must be a number, not {type(self_weight).__name__}")
+        raise BluefogValueError(
+            f"{where}: dst_weights makes the call dynamic, which needs self_weight and src_weights "
+            "too"
+        )
+
+    def edges(argument: str, weights: Mapping[Any, Any]) -> list[tuple[int, float]]:
+        what = f"{argument}: rank"
+        return [
+            (_rank_of(r, where, argument, what), _weight_of(w, where, f"{argument}[{r!r}]"))
+            for r, w in weights.items()
+        ]
+
     if not isinstance(src_weights, Mapping):
-        raise TypeError(f"src_weights must be a dict, not {type(src_weights).__name__}")
+        raise TypeError(f"{where}: src_weights must be a dict, not {type(src_weights).__name__}")
     destinations: list[tuple[int, float]] | None = None
     if isinstance(dst_weights, Mapping):
-        destinations = [(int(r), float(w)) for r, w in dst_weights.items()]
+        destinations = edges("dst_weights", dst_weights)
     elif dst_weights is not None:
-        destinations = [(int(r), 1.0) for r in dst_weights]
+        if isinstance(dst_weights, (str, bytes)) or not isinstance(dst_weights, Iterable):
+            raise TypeError(
+                f"{where}: dst_weights must be a dict or a list of ranks, not {dst_weights!r}"
+            )
+        what = "dst_weights: rank"
+        destinations = [(_rank_of(r, where, "dst_weights", what), 1.0) for r in dst_weights]
     return {
-        "self_weight": float(self_weight),
-        "src": [(int(r), float(w)) for r, w in src_weights.items()],
+        "self_weight": _weight_of(self_weight, where, "self_weight"),
+        "src": edges("src_weights", src_weights),
         "dst": destinations,
     }
