@@ -39,8 +39,8 @@ class _Slot:
     """One parameter as it was registered, and what its hook saw in this step."""
 
     __slots__ = (
-        *("address", "alone", "dtype", "grad", "index", "name", "param", "shape", "storages"),
-        *("stride", "versions"),
+        *("address", "alone", "dtype", "grad", "grad_storage", "index", "name", "param"),
+        *("shape", "storage", "stride", "versions"),
     )
 
     def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
@@ -51,13 +51,18 @@ class _Slot:
         self.shape = param.shape
         self.stride = param.stride()
         self.grad: torch.Tensor | None = None  # Not None: given to the engine in this step.
-        # As they were when they were given.
-        self.versions = (0, 0)  # Of the parameter and its gradient.
-        self.address = 0
-        # A tensor's memory can be exchanged (`param.data = …`, `model.to(…)`), and what the engine
-        # has must live on.
-        self.storages: list[Any] = []
-        self.alone = True  # No other parameter shares its storage, and so its version.
+        self.versions = (0, 0)  # Of the parameter and its gradient when they were given.
+        self.address = -1
+        self.storage: Any = None
+        self.grad_storage: Any = None
+        self.alone = True  # No other parameter shares its storage, and perhaps its version.
+
+    def hold(self, gradient: torch.Tensor | None) -> None:
+        """Keep the memory that the engine has now: `param.data = …` takes it from the tensor."""
+        address = self.param.data_ptr()
+        if address != self.address:
+            self.address, self.storage = address, self.param.untyped_storage()
+        self.grad_storage = None if gradient is None else gradient.untyped_storage()
 
     def fits(self) -> bool:
         p = self.param
@@ -363,11 +368,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             states = [to_dlpack(state[name]) for name in self._state_names]
         mismatch = give(slot.index, x, g, *states)
         if not mismatch:
-            slot.storages = [
-                t.untyped_storage() for t in (param, *map(state.get, self._state_names))
-            ]
-            if gradient is not None:
-                slot.storages.append(gradient.untyped_storage())
+            slot.hold(gradient)
             return
         if mismatch == _PARAMETER:
             raise BluefogError(
@@ -409,7 +410,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         # A graph that still holds the old values must not be run backward any more.
         increment_version(param)
         slot.versions = (param._version, gradient._version)
-        slot.address = param.data_ptr()
 
     def _fail(self, message: str, cause: Exception | None = None) -> None:
         """End the step that was begun, so that no neighbour waits for it; then raise."""
@@ -435,7 +435,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                     "before step(), when it had been sent already: to change gradients, "
                     + _LOCAL_CURE
                 )
-            replaced = not slot.fits() or param.data_ptr() != slot.address
+            replaced = param.data_ptr() != slot.address
             if replaced or (slot.alone and param._version != version):
                 return (
                     f"parameter '{slot.name}' was {'replaced' if replaced else 'written to'} after "
@@ -474,7 +474,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._stepping = False
                 for slot in self._slots.values():
                     slot.grad = None
-                    slot.storages = []
+                    slot.grad_storage = None
                 if self._slots:
                     increment_version([slot.param for slot in self._slots.values()])
         for group in self.param_groups:
