@@ -29,7 +29,7 @@ class Adapter(Protocol[T]):
     """What the operations need to know about one framework's tensors."""
 
     def export(self, tensor: Any, what: str, in_place: bool) -> Any:
-        """Something that ``_core`` imports; TypeError names ``what``."""
+        """Something that ``_core`` imports; errors call the tensor ``what``."""
 
     def contiguous(self, tensor: Any) -> Any:
         """A contiguous copy of a tensor with gaps."""
@@ -87,7 +87,10 @@ class Api(Generic[T]):
         int
             A handle for ``synchronize``, ``wait`` and ``poll``.
         """
-        weights = _call_weights(name, self_weight, src_weights, dst_weights)
+        try:
+            weights = _call_weights(self_weight, src_weights, dst_weights)
+        except (TypeError, ValueError) as error:
+            raise _located(error, Op.neighbor_allreduce, name) from None
         return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
 
     def neighbor_allreduce(
@@ -410,19 +413,24 @@ class Api(Generic[T]):
         self, op: Op, tensor: T, name: str | None, in_place: bool = False, **arguments: Any
     ) -> int:
         adapter = self._adapter
-        where = _where(op, name, in_place)
-        if "root" in arguments:
-            arguments["root"] = _rank_of(arguments["root"], where, "root_rank", "root rank")
-        elif not isinstance(arguments.get("average", True), (numbers.Integral, np.bool_)):
-            raise TypeError(f"{where}: average must be a bool, not {arguments['average']!r}")
-        what = f"{where}: the tensor"
-        # A caller's None and "" both mean the order of calls.
-        arguments["name"] = name or ""
-        exported = adapter.export(tensor, what, in_place)
-        work = _runtime.submit(op, input=exported, in_place=in_place, **arguments)
-        if work is None:
-            exported = adapter.export(adapter.contiguous(tensor), what, in_place)
-            work = _runtime.submit(op, input=exported, **arguments)
+        try:
+            if not (name is None or isinstance(name, str)):
+                raise TypeError(f"name must be a str, not {type(name).__name__}")
+            if name and not name.isascii():
+                name.encode()  # Raises where it cannot be.
+            if "root" in arguments:
+                arguments["root"] = _rank_of(arguments["root"], "root rank")
+            elif not isinstance(arguments.get("average", True), (bool, np.bool_)):
+                raise TypeError(f"average must be a bool, not {arguments['average']!r}")
+            # A caller's None and "" both mean the order of calls.
+            arguments["name"] = name or ""
+            exported = adapter.export(tensor, "the tensor", in_place)
+            work = _runtime.submit(op, input=exported, in_place=in_place, **arguments)
+            if work is None:
+                exported = adapter.export(adapter.contiguous(tensor), "the tensor", in_place)
+                work = _runtime.submit(op, input=exported, **arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise _located(error, op, name, in_place) from None
         if not in_place:
             if getattr(tensor, "ndim", 0) <= 8:
                 return _runtime.add_handle(work, adapter.result)
@@ -506,78 +514,68 @@ def _refuse_hierarchical(is_hierarchical_local: bool) -> None:
         raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
 
 
-def _where(op: Op, name: Any, in_place: bool = False) -> str:
-    """The head of messages about a call, as the engine writes it."""
-    where = f"rank {_runtime.communicator().rank}: {_OP_NAMES[op]}{'_' if in_place else ''}"
-    if name is None or name == "":
-        return where
-    if not isinstance(name, str):
-        raise TypeError(f"{where}: name must be a str, not {type(name).__name__}")
-    if not name.isascii():
-        name.encode()  # UnicodeError, a ValueError, shows where.
-    return f"{where} '{name}'"
+def _located(error: Exception, op: Op, name: Any, in_place: bool = False) -> Exception:
+    """The error with rank, operation and tensor at the head, as the engine writes them."""
+    text = str(error)
+    kind = type(error)
+    if getattr(error, "code", "") == "FAILED_PRECONDITION" or text.startswith("rank "):
+        return error
+    head = f"rank {_runtime.rank()}: "
+    if not text.startswith("tensor "):
+        head += op.name + ("_" if in_place else "") + (f" {name!r}" if name else "") + ": "
+    if kind not in (TypeError, AssertionError, BluefogValueError):
+        kind = BluefogValueError  # UnicodeError has other arguments.
+    return kind(head + text).with_traceback(error.__traceback__)
 
 
-_OP_NAMES = {op: op.name for op in Op.__members__.values()}
-
-
-def _rank_of(value: Any, where: str, argument: str, what: str) -> int:
+def _rank_of(value: Any, what: str) -> int:
     try:
         rank = operator.index(value)
     except TypeError:
-        raise TypeError(f"{where}: {argument} takes a rank, an int, not {value!r}") from None
+        raise TypeError(f"{what} must be an int, not {value!r}") from None
     if not 0 <= rank < _runtime.size():
-        raise BluefogValueError(f"{where}: {what} {rank} is outside 0..{_runtime.size() - 1}")
+        raise BluefogValueError(f"{what} {rank} is outside 0..{_runtime.size() - 1}")
     return rank
 
 
-def _weight_of(value: Any, where: str, what: str) -> float:
+def _weight_of(value: Any, what: str) -> float:
     if not isinstance(value, numbers.Real):
-        raise TypeError(f"{where}: {what} must be a number, not {value!r}")
+        raise TypeError(f"{what} must be a number, not {value!r}")
     return float(value)
 
 
+def _edges(weights: Mapping[Any, Any], argument: str) -> list[tuple[int, float]]:
+    return [
+        (_rank_of(r, f"{argument}: rank"), _weight_of(w, f"{argument}[{r!r}]"))
+        for r, w in weights.items()
+    ]
+
+
 def _call_weights(
-    name: str | None,
-    self_weight: float | None,
-    src_weights: Weights | None,
-    dst_weights: Destinations | None,
+    self_weight: float | None, src_weights: Weights | None, dst_weights: Destinations | None
 ) -> dict[str, Any]:
-    if self_weight is None and src_weights is None and dst_weights is None:
-        return {}
-    where = _where(Op.neighbor_allreduce, name)
     if (self_weight is None) != (src_weights is None):
         missing, given = ("self_weight", "src_weights")
         if self_weight is not None:
             missing, given = given, missing
-        raise BluefogValueError(f"{where}: {given} is given without {missing}; give both, or none")
+        raise BluefogValueError(f"{given} is given without {missing}; give both, or none")
     if self_weight is None:
-        raise BluefogValueError(
-            f"{where}: dst_weights makes the call dynamic, which needs self_weight and src_weights "
-            "too"
-        )
-
-    def edges(argument: str, weights: Mapping[Any, Any]) -> list[tuple[int, float]]:
-        what = f"{argument}: rank"
-        return [
-            (_rank_of(r, where, argument, what), _weight_of(w, where, f"{argument}[{r!r}]"))
-            for r, w in weights.items()
-        ]
-
+        if dst_weights is not None:
+            raise BluefogValueError(
+                "dst_weights makes the call dynamic, which needs self_weight and src_weights too"
+            )
+        return {}
     if not isinstance(src_weights, Mapping):
-        raise TypeError(f"{where}: src_weights must be a dict, not {type(src_weights).__name__}")
+        raise TypeError(f"src_weights must be a dict, not {type(src_weights).__name__}")
     destinations: list[tuple[int, float]] | None = None
     if isinstance(dst_weights, Mapping):
-        destinations = edges("dst_weights", dst_weights)
+        destinations = _edges(dst_weights, "dst_weights")
     elif dst_weights is not None:
         if isinstance(dst_weights, (str, bytes)) or not isinstance(dst_weights, Iterable):
-            raise TypeError(
-                f"{where}: dst_weights must be a dict or a list of ranks, not {dst_weights!r}"
-            )
-        what = "dst_weights: rank"
-        destinations = [(_rank_of(r, where, "dst_weights", what), 1.0) for r in dst_weights]
+            raise TypeError(f"dst_weights must be a dict or a list of ranks, not {dst_weights!r}")
+        destinations = [(_rank_of(r, "dst_weights: rank"), 1.0) for r in dst_weights]
     return {
-        "self_weight": _weight_of(self_weight, where, "self_weight"),
-        "src": edges("src_weights", src_weights),
+        "self_weight": _weight_of(self_weight, "self_weight"),
+        "src": _edges(src_weights, "src_weights"),
         "dst": destinations,
     }

@@ -73,6 +73,8 @@ def init(topology_fn: Callable[[int], Any] | None = None, is_weighted: bool = Fa
 def shutdown() -> None:
     """Leave the job. Scripts need not call it: it happens at exit. ``init()`` may follow."""
     global _communicator, _graph
+    if _core.in_forked_child() and _communicator is not None:
+        _communicator.shutdown()  # Raises; the lock may be held for ever here.
     with _lock:
         current, _communicator, _graph = _communicator, None, None
         _handles.clear()

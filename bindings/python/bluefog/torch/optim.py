@@ -287,14 +287,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
         for param, slot in slots.items():
             slot.alone = shares[param.untyped_storage().data_ptr()] == 1
         self._core = None  # Its slots are free before the new ones are taken.
-        self._core = _core.DistributedOptimizer(
-            communicator,
-            self._plugin,
-            entries,
-            self._topology,
-            self._allow_unstable,
-            self.param_groups[0]["step"],
-        )
+        try:
+            self._core = _core.DistributedOptimizer(
+                communicator,
+                self._plugin,
+                entries,
+                self._topology,
+                self._allow_unstable,
+                self.param_groups[0]["step"],
+            )
+        except BluefogValueError as error:
+            if not str(error).startswith("parameter "):
+                raise
+            raise BluefogValueError(f"{self._where}: {error}") from None
         self._communicator, self._slots, self._frozen = communicator, slots, frozen
         for param in [p for p in self._hooks if p not in slots]:
             self._hooks.pop(param).remove()
@@ -312,7 +317,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             _adapter.api.broadcast_parameters(params, root_rank=0)
 
     def _is_registered(self) -> bool:
-        if self._communicator is not _runtime.communicator():
+        if self._core is None or self._communicator is not _runtime.communicator():
             return False
         count = 0
         for group in self.param_groups:
