@@ -73,6 +73,8 @@ StatusOr<std::shared_ptr<std::byte>> Communicator::Allocate(int64_t bytes) {
 }
 EngineStats Communicator::stats() const { return engine_->stats(); }
 Status Communicator::status() const { return engine_->status(); }
-void Communicator::Shutdown() { engine_->Shutdown(); }
+void Communicator::Shutdown(const std::function<bool()>& interrupted) {
+  engine_->Shutdown(interrupted);
+}
 
 }  // namespace bluefog

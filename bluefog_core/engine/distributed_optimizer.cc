@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <map>
 #include <sstream>
 #include <utility>
@@ -266,14 +267,18 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
   const auto differ = [](const std::string& what) {
     return absl::InvalidArgumentError("optimizer: the ranks do not agree: " + what);
   };
+  int64_t least = static_cast<int64_t>(n);
+  std::string counts;
   for (int r = 0; r < size; ++r) {
     const int64_t* other = heads->data() + 3 * r;
     const int64_t* first = heads->data();
     std::string what;
-    if (other[0] != first[0]) {
-      what = std::to_string(first[0]) + " parameters on rank 0, " + std::to_string(other[0]) +
-             " on rank " + std::to_string(r);
-    } else if (other[1] != first[1]) {
+    least = std::min(least, other[0]);
+    if (other[0] != first[0] && counts.empty()) {
+      counts = std::to_string(first[0]) + " parameters on rank 0, " + std::to_string(other[0]) +
+               " on rank " + std::to_string(r) + "; ";
+    }
+    if (other[1] != first[1]) {
       what = "step " + std::to_string(first[1]) + " on rank 0, step " + std::to_string(other[1]) +
              " on rank " + std::to_string(r) + " (load the same checkpoint everywhere)";
     } else if (other[2] != first[2]) {
@@ -284,9 +289,9 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
     }
     if (!what.empty()) return differ(what);
   }
-  if (n == 0) return absl::OkStatus();
   std::vector<int64_t> hashes;
-  for (const ParameterInfo& p : shared_.params) {
+  for (size_t i = 0; i < static_cast<size_t>(least); ++i) {
+    const ParameterInfo& p = shared_.params[i];
     hashes.push_back(bits(StableHash()
                               .Add(std::string_view(p.name))
                               .Add(p.count)
@@ -297,15 +302,22 @@ Status DistributedOptimizerImpl::AgreeOnParameters() {
   }
   auto all = Gather(hashes, "parameters");
   if (!all.ok()) return all.status();
-  for (size_t i = 0; i < n; ++i) {
+  // The first parameter that differs; of different numbers at the latest where one list ends.
+  for (size_t i = 0; i < hashes.size() || !counts.empty(); ++i) {
     for (int r = 1; r < size; ++r) {
-      if ((*all)[static_cast<size_t>(r) * n + i] == (*all)[i]) continue;
-      const ParameterInfo& p = shared_.params[i];
-      auto texts =
-          tell("'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")");
+      const bool ends = i == hashes.size();
+      if (!ends && (*all)[static_cast<size_t>(r) * hashes.size() + i] == (*all)[i]) continue;
+      if (ends && ((*heads)[static_cast<size_t>(3 * r)] > least) == ((*heads)[0] > least)) continue;
+      std::string mine = "missing";
+      if (i < n) {
+        const ParameterInfo& p = shared_.params[i];
+        mine = "'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")";
+      }
+      auto texts = tell(mine);
       if (!texts.ok()) return texts.status();
-      return differ("parameter " + std::to_string(i) + " is " + (*texts)[0] + " on rank 0 and " +
-                    (*texts)[static_cast<size_t>(r)] + " on rank " + std::to_string(r));
+      return differ(counts + "parameter " + std::to_string(i) + " is " + (*texts)[0] +
+                    " on rank 0 and " + (*texts)[static_cast<size_t>(r)] + " on rank " +
+                    std::to_string(r));
     }
   }
   return absl::OkStatus();
@@ -390,6 +402,18 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
     if (static_cast<size_t>(bucket->group) >= hypers.size()) {
       return absl::InvalidArgumentError(traits().name + ": no hyper-parameters for group " +
                                         std::to_string(bucket->group));
+    }
+  }
+  for (size_t g = 0; g < hypers.size(); ++g) {
+    for (const auto& [name, value] :
+         {std::pair{"lr", hypers[g].lr}, {"momentum", hypers[g].momentum},
+          {"weight_decay", hypers[g].weight_decay}}) {
+      if (std::isfinite(value) && value >= 0.0) continue;
+      std::ostringstream text;
+      text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
+           << ": " << name << " of group " << g << " is " << value
+           << ", but must be a finite number >= 0";
+      return absl::InvalidArgumentError(text.str());
     }
   }
   std::shared_ptr<const TopologySequence> topology;

@@ -27,6 +27,8 @@ constexpr int kLendMs = 2;
 constexpr int kManyYields = 16;
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);
+/// Turns of a millisecond between two looks at whether it was interrupted in that.
+constexpr int64_t kTurnsPerQuestion = 50;
 
 std::chrono::steady_clock::time_point After(std::chrono::nanoseconds timeout) {
   const auto now = std::chrono::steady_clock::now();
@@ -44,8 +46,8 @@ int64_t RanksPerCore(int ranks) {
 
 Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
   if (!completion_.done()) {
-    if (Status usable = engine_->CheckUsable("wait"); !usable.ok() && !completion_.done()) {
-      return usable;
+    if (!engine_->usable() && !completion_.done()) {
+      return engine_->CheckUsable("wait for '" + name_->name + "'");
     }
     if (!engine_->Wait(completion_, timeout, name_->name)) {
       return absl::DeadlineExceededError(name_->name + " is still under way");
@@ -53,6 +55,12 @@ Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
   }
   DropKeepAlive();
   return status_;
+}
+
+void WorkImpl::Complete(Status status) {
+  if (status.ok()) name_->proven.store(true, std::memory_order_relaxed);
+  status_ = std::move(status);
+  completion_.Set();
 }
 
 Engine::Engine(const Config& config, const control::Place& place)
@@ -154,7 +162,7 @@ void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANAL
   executor_.FailAll(failure_);
 }
 
-void Engine::Shutdown() {
+void Engine::Shutdown(const std::function<bool()>& interrupted) {
   if (down_.exchange(true)) return;
   if (thread_.joinable()) {
     // What is complete here but for the neighbours' releases may linger; the rest nobody will wait
@@ -166,7 +174,7 @@ void Engine::Shutdown() {
       executor.FailUnfinished([](const Operation&) { return true; }, absl::AbortedError(text));
     });
     const auto deadline = std::chrono::steady_clock::now() + kLinger;
-    while (true) {
+    for (int64_t turn = 1;; ++turn) {
       bool idle = false;
       {
         MutexLock lock(progress_mu_);
@@ -174,6 +182,7 @@ void Engine::Shutdown() {
         idle = executor_.idle();
       }
       if (idle || std::chrono::steady_clock::now() > deadline) break;
+      if (turn % kTurnsPerQuestion == 0 && interrupted && interrupted()) break;
       quiet.Sleep(std::chrono::steady_clock::now() + std::chrono::milliseconds(1));
     }
     std::unique_ptr<control::Membership> membership;

@@ -44,7 +44,8 @@ class Engine final : private transport::Receiver {
   /// From now on failures that this rank sees are reported here.
   void SetMembership(std::unique_ptr<control::Membership> membership);
   control::MembershipEvents MembershipEvents();
-  void Shutdown();
+  /// `interrupted`: see Communicator::Shutdown.
+  void Shutdown(const std::function<bool()>& interrupted = {});
 
   // ---- For callers; thread-safe.
   StatusOr<std::shared_ptr<Work>> Submit(OpSpec spec);

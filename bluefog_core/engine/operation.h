@@ -25,7 +25,7 @@ struct NameEntry;
 
 class WorkImpl final : public Work {
  public:
-  WorkImpl(Engine* engine, const NameEntry* name) : engine_(engine), name_(name) {}
+  WorkImpl(Engine* engine, NameEntry* name) : engine_(engine), name_(name) {}
 
   bool done() const override { return completion_.done(); }
   Status Wait(std::chrono::nanoseconds timeout) override;
@@ -33,10 +33,7 @@ class WorkImpl final : public Work {
   std::shared_ptr<std::byte> output_memory() const override { return output_memory_; }
 
   // The engine's side; the fields are written before Complete and not after.
-  void Complete(Status status) {
-    status_ = std::move(status);
-    completion_.Set();
-  }
+  void Complete(Status status);
   void BindOutput(const TensorView& output, std::shared_ptr<std::byte> memory) {
     output_ = output;
     output_memory_ = std::move(memory);
@@ -47,7 +44,7 @@ class WorkImpl final : public Work {
 
  private:
   Engine* engine_;
-  const NameEntry* const name_;
+  NameEntry* const name_;
   Completion completion_;
   Status status_;
   TensorView output_;
@@ -83,6 +80,7 @@ struct NameEntry {
   uint64_t hash = 0;
   bool automatic = false;  ///< Made from the kind of operation: may be in flight several times.
   std::atomic<bool> in_flight{false};
+  std::atomic<bool> proven{false};  ///< An operation succeeded.
   // Guarded by the engine's inbox mutex.
   uint32_t next_use = 0;
   std::string first_use;  ///< Operation and tensor of the first use; empty before.

@@ -87,7 +87,9 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
   const MixingWeights& call = *spec.weights;
   const auto bad = [&](const std::string& text) {
     return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) +
-                                      ": neighbor_allreduce '" + spec.name + "': " + text);
+                                      ": neighbor_allreduce" +
+                                      (spec.name.empty() ? "" : " '" + spec.name + "'") + ": " +
+                                      text);
   };
   const auto check = [&](const std::vector<Edge>& edges, const char* which) -> Status {
     std::set<int> seen;
@@ -195,7 +197,8 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
                                           name->first_use +
                                           "); wait for it first, or use another name");
       }
-      if (name->first_hash == 0) {
+      // Only what succeeded counts: after a mistake the name may be used as it should have been.
+      if (name->first_hash == 0 || !name->proven.load(std::memory_order_relaxed)) {
         name->first_hash = hash;
         name->first_use = text();
       } else if (name->first_hash != hash) {

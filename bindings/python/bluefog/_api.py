@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, Union
+from typing import Any, Callable, Generic, Protocol, TypeVar, Union
+
+import numpy as np
 
 from . import _core, _runtime
 from ._core import Op
@@ -24,7 +29,7 @@ class Adapter(Protocol[T]):
     """What the operations need to know about one framework's tensors."""
 
     def export(self, tensor: Any, what: str, in_place: bool) -> Any:
-        """Something that ``_core`` imports; TypeError names ``what``."""
+        """Something that ``_core`` imports; errors call the tensor ``what``."""
 
     def contiguous(self, tensor: Any) -> Any:
         """A contiguous copy of a tensor with gaps."""
@@ -82,7 +87,10 @@ class Api(Generic[T]):
         int
             A handle for ``synchronize``, ``wait`` and ``poll``.
         """
-        weights = _call_weights(self_weight, src_weights, dst_weights)
+        try:
+            weights = _call_weights(self_weight, src_weights, dst_weights)
+        except (TypeError, ValueError) as error:
+            raise _located(error, Op.neighbor_allreduce, name) from None
         return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
 
     def neighbor_allreduce(
@@ -338,11 +346,9 @@ class Api(Generic[T]):
         named = self._adapter.named(params)
         if named is None:
             named = _named_tensors(params)
-        handles = [self._submit(Op.allreduce, tensor, None, average=True) for _, tensor in named]
+        submit = functools.partial(self._submit, Op.allreduce, name=None, average=True)
         square = 0.0
-        for (name, tensor), handle in zip(named, handles):
-            with _naming(name):
-                mean = _runtime.synchronize(handle)
+        for tensor, mean in self._all(named, submit):
             square += self._adapter.squared_distance(tensor, mean)
         return math.sqrt(float(self.allreduce(self._adapter.scalar(square))[0]))
 
@@ -391,10 +397,14 @@ class Api(Generic[T]):
         BluefogError
             Before ``init()``; no memory (``code`` "RESOURCE_EXHAUSTED").
         """
-        sizes = [shape] if isinstance(shape, numbers.Integral) else shape
-        sizes = [int(s) for s in sizes]
+        try:
+            sizes = [operator.index(s) for s in ([shape] if hasattr(shape, "__index__") else shape)]
+        except TypeError:
+            raise TypeError(f"empty: shape {shape!r} is not a sequence of int") from None
         if any(s < 0 for s in sizes):
             raise BluefogValueError(f"empty: shape {tuple(sizes)} has a negative dimension")
+        if math.prod(max(s, 1) for s in sizes) >= 2**59:
+            raise BluefogValueError(f"empty: shape {tuple(sizes)} has too many elements")
         return self._adapter.empty(sizes, dtype)
 
     # ---- Inside.
@@ -403,14 +413,24 @@ class Api(Generic[T]):
         self, op: Op, tensor: T, name: str | None, in_place: bool = False, **arguments: Any
     ) -> int:
         adapter = self._adapter
-        what = f"tensor {name!r} of {op.name}" if name else f"tensor of {op.name}"
-        # The engine's names are strings; a caller's None and "" both mean the order of calls.
-        arguments["name"] = name or ""
-        exported = adapter.export(tensor, what, in_place)
-        work = _runtime.submit(op, input=exported, in_place=in_place, **arguments)
-        if work is None:
-            exported = adapter.export(adapter.contiguous(tensor), what, in_place)
-            work = _runtime.submit(op, input=exported, **arguments)
+        try:
+            if not (name is None or isinstance(name, str)):
+                raise TypeError(f"name must be a str, not {type(name).__name__}")
+            if name and not name.isascii():
+                name.encode()  # Raises where it cannot be.
+            if "root" in arguments:
+                arguments["root"] = _rank_of(arguments["root"], "root rank")
+            elif not isinstance(arguments.get("average", True), (bool, np.bool_)):
+                raise TypeError(f"average must be a bool, not {arguments['average']!r}")
+            # A caller's None and "" both mean the order of calls.
+            arguments["name"] = name or ""
+            exported = adapter.export(tensor, "the tensor", in_place)
+            work = _runtime.submit(op, input=exported, in_place=in_place, **arguments)
+            if work is None:
+                exported = adapter.export(adapter.contiguous(tensor), "the tensor", in_place)
+                work = _runtime.submit(op, input=exported, **arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise _located(error, op, name, in_place) from None
         if not in_place:
             if getattr(tensor, "ndim", 0) <= 8:
                 return _runtime.add_handle(work, adapter.result)
@@ -425,13 +445,36 @@ class Api(Generic[T]):
         return _runtime.add_handle(work, finish)
 
     def _in_place(self, op: Op, named: Iterable[tuple[str, T]], **arguments: Any) -> None:
-        handles = []
-        for name, tensor in named:
-            with _naming(name):
-                handles.append((name, self._submit(op, tensor, None, in_place=True, **arguments)))
-        for name, handle in handles:
-            with _naming(name):
-                _runtime.synchronize(handle)
+        submit = functools.partial(self._submit, op, name=None, in_place=True, **arguments)
+        for _ in self._all(named, submit):
+            pass
+
+    def _all(
+        self, named: Iterable[tuple[str, T]], submit: Callable[[T], int]
+    ) -> Iterator[tuple[T, T]]:
+        """Submits all, then gives (tensor, result) of each; raises when all are through."""
+        _runtime.communicator()  # Without any tensor, too, it takes init().
+        pending: collections.deque[tuple[str, T, int]] = collections.deque()
+        failure = None
+        try:
+            for name, tensor in named:
+                with _naming(name):
+                    pending.append((name, tensor, submit(tensor)))
+            while pending:
+                name, tensor, handle = pending[0]
+                try:
+                    with _naming(name):
+                        result = _runtime.synchronize(handle)
+                except BluefogError as error:
+                    failure = failure or error
+                else:
+                    yield tensor, result
+                pending.popleft()
+        finally:
+            for *_, handle in pending:
+                _runtime.forget(handle)
+        if failure is not None:
+            raise failure
 
 
 @contextlib.contextmanager
@@ -441,10 +484,14 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except BluefogError as error:
         raise type(error)(f"parameter '{name}': {error}", error.code) from error
+    except (TypeError, AssertionError) as error:
+        raise type(error)(f"parameter '{name}': {error}") from error
 
 
 def _named_tensors(params: Any) -> list[tuple[str, Any]]:
     if isinstance(params, Mapping):
+        if not all(isinstance(name, str) for name in params):
+            raise BluefogValueError("parameters in a dict must have names: its keys must be str")
         return sorted(params.items())
     if (
         isinstance(params, Iterable)
@@ -467,6 +514,43 @@ def _refuse_hierarchical(is_hierarchical_local: bool) -> None:
         raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
 
 
+def _located(error: Exception, op: Op, name: Any, in_place: bool = False) -> Exception:
+    """The error with rank, operation and tensor at the head, as the engine writes them."""
+    text = str(error)
+    kind = type(error)
+    if getattr(error, "code", "") == "FAILED_PRECONDITION" or text.startswith("rank "):
+        return error
+    head = f"rank {_runtime.rank()}: "
+    if not text.startswith("tensor "):
+        head += op.name + ("_" if in_place else "") + (f" {name!r}" if name else "") + ": "
+    if kind not in (TypeError, AssertionError, BluefogValueError):
+        kind = BluefogValueError  # UnicodeError has other arguments.
+    return kind(head + text).with_traceback(error.__traceback__)
+
+
+def _rank_of(value: Any, what: str) -> int:
+    try:
+        rank = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {value!r}") from None
+    if not 0 <= rank < _runtime.size():
+        raise BluefogValueError(f"{what} {rank} is outside 0..{_runtime.size() - 1}")
+    return rank
+
+
+def _weight_of(value: Any, what: str) -> float:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be a number, not {value!r}")
+    return float(value)
+
+
+def _edges(weights: Mapping[Any, Any], argument: str) -> list[tuple[int, float]]:
+    return [
+        (_rank_of(r, f"{argument}: rank"), _weight_of(w, f"{argument}[{r!r}]"))
+        for r, w in weights.items()
+    ]
+
+
 def _call_weights(
     self_weight: float | None, src_weights: Weights | None, dst_weights: Destinations | None
 ) -> dict[str, Any]:
@@ -474,27 +558,24 @@ def _call_weights(
         missing, given = ("self_weight", "src_weights")
         if self_weight is not None:
             missing, given = given, missing
-        raise BluefogValueError(
-            f"neighbor_allreduce: {given} is given without {missing}; give both, or none"
-        )
+        raise BluefogValueError(f"{given} is given without {missing}; give both, or none")
     if self_weight is None:
         if dst_weights is not None:
             raise BluefogValueError(
-                "neighbor_allreduce: dst_weights makes the call dynamic, which needs self_weight "
-                "and src_weights too"
+                "dst_weights makes the call dynamic, which needs self_weight and src_weights too"
             )
         return {}
-    if not isinstance(self_weight, numbers.Real):
-        raise TypeError(f"self_weight must be a number, not {type(self_weight).__name__}")
     if not isinstance(src_weights, Mapping):
         raise TypeError(f"src_weights must be a dict, not {type(src_weights).__name__}")
     destinations: list[tuple[int, float]] | None = None
     if isinstance(dst_weights, Mapping):
-        destinations = [(int(r), float(w)) for r, w in dst_weights.items()]
+        destinations = _edges(dst_weights, "dst_weights")
     elif dst_weights is not None:
-        destinations = [(int(r), 1.0) for r in dst_weights]
+        if isinstance(dst_weights, (str, bytes)) or not isinstance(dst_weights, Iterable):
+            raise TypeError(f"dst_weights must be a dict or a list of ranks, not {dst_weights!r}")
+        destinations = [(_rank_of(r, "dst_weights: rank"), 1.0) for r in dst_weights]
     return {
-        "self_weight": float(self_weight),
-        "src": [(int(r), float(w)) for r, w in src_weights.items()],
+        "self_weight": _weight_of(self_weight, "self_weight"),
+        "src": _edges(src_weights, "src_weights"),
         "dst": destinations,
     }

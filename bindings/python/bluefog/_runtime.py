@@ -23,7 +23,8 @@ def communicator() -> _core.Communicator:
     current = _communicator
     if current is None:
         raise BluefogValueError(
-            "bluefog is not running in this process: call it first, use bf.init()",
+            "bluefog is not running in this process (before init() or after shutdown()): use "
+            "bf.init() first",
             "FAILED_PRECONDITION",
         )
     return current
@@ -57,6 +58,11 @@ def init(topology_fn: Callable[[int], Any] | None = None, is_weighted: bool = Fa
         A malformed variable (named, with its value).
     """
     global _communicator
+    if topology_fn is not None and not callable(topology_fn):
+        raise TypeError(
+            "init: topology_fn must be a function of the number of ranks, not "
+            + type(topology_fn).__name__
+        )
     with _lock:
         if _communicator is None:
             _communicator = _core.Communicator.create()
@@ -67,6 +73,8 @@ def init(topology_fn: Callable[[int], Any] | None = None, is_weighted: bool = Fa
 def shutdown() -> None:
     """Leave the job. Scripts need not call it: it happens at exit. ``init()`` may follow."""
     global _communicator, _graph
+    if _core.in_forked_child() and _communicator is not None:
+        _communicator.shutdown()  # Raises; the lock may be held for ever here.
     with _lock:
         current, _communicator, _graph = _communicator, None, None
         _handles.clear()
@@ -196,6 +204,11 @@ def add_handle(work: _core.Work, finish: Callable[[_core.Work], Any]) -> int:
     handle = next(_next_handle)
     _handles[handle] = (work, finish)
     return handle
+
+
+def forget(handle: int) -> None:
+    """Nobody will ask for this result; the operation goes on."""
+    _handles.pop(handle, None)
 
 
 def poll(handle: int) -> bool:

@@ -14,6 +14,7 @@ size raises ValueError, which says what would do.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union
 
@@ -170,7 +171,10 @@ def from_matrix(matrix: Any, name: str = "custom") -> Topology:
     ValueError
         Not square, or an entry that is negative or not finite (named by row and column).
     """
-    return _core.topology_from_matrix(np.asarray(matrix, dtype=np.float64), name)
+    array = np.asarray(matrix)
+    if array.dtype.kind not in "fiubO":
+        raise TypeError(f"a topology's matrix must hold real numbers, not {array.dtype}")
+    return _core.topology_from_matrix(array.astype(np.float64), name)
 
 
 def from_networkx(graph: Any, name: str = "networkx") -> Topology:
@@ -203,6 +207,8 @@ def from_networkx(graph: Any, name: str = "networkx") -> Topology:
         )
     edges = []
     for u, v, w in graph.edges(data="weight"):
+        if not isinstance(w, numbers.Real):
+            raise TypeError(f"the 'weight' of edge {u} -> {v} is {w!r}; it must be a number")
         edges.append((int(u), int(v), float(w)))
         if not graph.is_directed() and u != v:
             edges.append((int(v), int(u), float(w)))

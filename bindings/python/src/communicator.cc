@@ -238,11 +238,18 @@ void BindCommunicator(py::module_& module) {
       .def("check", [](const Session& s) { ThrowIfError(s.get().status()); })
       .def("shutdown", [](const Session& session) {
         Communicator& communicator = session.get();
+        std::exception_ptr signal;
         {
           const py::gil_scoped_release release;
-          communicator.Shutdown();
+          communicator.Shutdown([&signal] {
+            const py::gil_scoped_acquire acquire;
+            if (PyErr_CheckSignals() == 0) return false;
+            signal = std::make_exception_ptr(py::error_already_set());
+            return true;
+          });
         }
         DropReleased();
+        if (signal) std::rethrow_exception(signal);
       });
   module.def("in_forked_child", &InForkedChild);
 }

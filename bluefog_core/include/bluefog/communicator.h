@@ -132,8 +132,10 @@ class Communicator {
   EngineStats stats() const;
   /// The first failure of the communicator (a dead peer), or Ok.
   Status status() const;
-  /// Completes or fails what is outstanding, leaves the job. Safe to call again.
-  void Shutdown();
+  /// Completes or fails what is outstanding, leaves the job. Safe to call again. `interrupted` is
+  /// asked about every 50 ms while neighbours still take what was sent to them, for a minute at
+  /// most; true leaves at once (Ctrl-C).
+  void Shutdown(const std::function<bool()>& interrupted = {});
 
   Engine* engine() const { return engine_.get(); }
 

@@ -13,11 +13,23 @@ from .. import _core, _runtime
 from .._api import Api, _named_tensors
 from .._errors import BluefogValueError
 
+_DTYPES = frozenset(
+    (
+        *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
+    )
+)
+
 
 def export(tensor: Any, what: str) -> Any:
     """A DLPack capsule of a dense CPU tensor, whether it requires gradients or not."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{what} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if tensor.dtype not in _DTYPES:
+        names = ", ".join(sorted(str(d).rpartition(".")[2] for d in _DTYPES))
+        raise TypeError(f"{what} is {tensor.dtype}; what can be exchanged is {names}")
+    if tensor.is_nested:
+        raise BluefogValueError(f"{what} is nested: use tensor.to_padded_tensor(0.0) first")
     if tensor.layout is not torch.strided:
         raise BluefogValueError(f"{what} is {tensor.layout}: use tensor.to_dense() first")
     if tensor.device.type != "cpu":
@@ -45,6 +57,8 @@ class TorchAdapter:
             increment_version(tensor)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
+        if not isinstance(dtype or torch.float32, torch.dtype):
+            raise TypeError(f"empty: dtype must be a torch.dtype, not {dtype!r}")
         name = str(dtype or torch.get_default_dtype()).rpartition(".")[2]
         return from_dlpack(_runtime.communicator().empty_dlpack(shape, name))
 

@@ -10,8 +10,10 @@ rate, beta the momentum.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -29,13 +31,17 @@ __all__ = ["DSGD", "DecentLaM", "DistributedOptimizer", "DmSGD", "PmSGD"]
 
 # What bind and ready of the core found to differ from the registration.
 _PARAMETER, _GRADIENT = 1, 2
+_HYPERS = ("lr", "momentum", "weight_decay")
 _LOCAL_CURE = "make the optimizer with overlap=False"
 
 
 class _Slot:
     """One parameter as it was registered, and what its hook saw in this step."""
 
-    __slots__ = ("dtype", "grad", "grad_version", "index", "name", "param", "shape", "stride")
+    __slots__ = (
+        *("address", "alone", "dtype", "grad", "grad_storage", "index", "name", "param"),
+        *("shape", "storage", "stride", "versions"),
+    )
 
     def __init__(self, index: int, name: str, param: torch.Tensor) -> None:
         self.index = index
@@ -45,7 +51,18 @@ class _Slot:
         self.shape = param.shape
         self.stride = param.stride()
         self.grad: torch.Tensor | None = None  # Not None: given to the engine in this step.
-        self.grad_version = 0
+        self.versions = (0, 0)  # Of the parameter and its gradient when they were given.
+        self.address = -1
+        self.storage: Any = None
+        self.grad_storage: Any = None
+        self.alone = True  # No other parameter shares its storage, and perhaps its version.
+
+    def hold(self, gradient: torch.Tensor | None) -> None:
+        """Keep the memory that the engine has now: `param.data = …` takes it from the tensor."""
+        address = self.param.data_ptr()
+        if address != self.address:
+            self.address, self.storage = address, self.param.untyped_storage()
+        self.grad_storage = None if gradient is None else gradient.untyped_storage()
 
     def fits(self) -> bool:
         p = self.param
@@ -124,9 +141,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         name: str | None = None,
     ) -> None:
         communicator = _runtime.communicator()
+        if not isinstance(plugin, str):
+            raise TypeError(f"plugin must be a name, not {plugin!r}")
         self._plugin = plugin
         self._state_names: list[str] = _core.optimizer_traits(plugin)["states"]
-        self._name = name or plugin
+        self._where = f"rank {communicator.rank}: {name or plugin}"
         self._overlap = overlap
         self._allow_unstable = allow_unstable
         self._topology = (
@@ -155,30 +174,42 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         ``bf.broadcast_parameters`` makes the new parameters equal on all ranks, where they are not.
         """
-        for key in ("lr", "momentum", "weight_decay"):
-            value = float(param_group.get(key, self.defaults.get(key, 0.0)))
-            if not value >= 0.0:
-                raise BluefogValueError(f"{self._name}: {key} is {value}, but must be >= 0")
+        self._hyper_of({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        params = group["params"]
+        if len(set(params)) != len(params):
+            twice = next(p for i, p in enumerate(params) if any(p is q for q in params[:i]))
+            name = self._name_of(twice)
+            self.param_groups.pop()
+            raise BluefogValueError(
+                f"{self._where}: parameter '{name}' stands twice in a group; give it once"
+            )
         group["step"] = self.param_groups[0]["step"]
-        for param in group["params"]:
+        for param in params:
             self._make_state(param)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave: hyper-parameters, state vectors and the step counter.
 
-        Not collective. Raises BluefogError between ``backward()`` and ``step()``.
+        Not collective. Raises BluefogError between ``backward()`` and ``step()``, ValueError where
+        a state vector or hyper-parameter does not fit; nothing is changed then.
         """
         if self._stepping:
             raise BluefogError(
-                f"{self._name}: load_state_dict between backward() and step(); call step() first"
+                f"{self._where}: load_state_dict between backward() and step(); call step() first"
             )
+        before = self.state, self.param_groups
         super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group.setdefault("step", 0)
-            for param in group["params"]:
-                self._make_state(param)
+        try:
+            for group in self.param_groups:
+                group.setdefault("step", 0)
+                self._hyper_of(group)
+                for param in group["params"]:
+                    self._make_state(param)
+        except BaseException:
+            self.state, self.param_groups = before
+            raise
         if self._core is not None:
             self._core.step = self.param_groups[0]["step"]
 
@@ -209,22 +240,26 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Bytes of payload slots that the engine holds for this optimizer."""
         return self._core.bytes_pinned
 
-    def _make_state(self, param: torch.Tensor) -> None:
-        """State vectors as long and laid out as the parameter; existing ones are converted."""
+    def _make_state(self, param: torch.Tensor, reset: bool = False) -> None:
+        """State vectors as long and laid out as the parameter; existing ones are converted.
+
+        Those that cannot be raise, or are zero from now on with ``reset``.
+        """
         state = self.state[param]
         for name in self._state_names:
             old = state.get(name)
-            fits = old is not None and old.dtype == param.dtype and old.stride() == param.stride()
-            if fits and old.shape == param.shape:
+            shape = getattr(old, "shape", None)
+            if shape == param.shape and old.dtype == param.dtype and old.stride() == param.stride():
                 continue
             new = torch.zeros_like(param, requires_grad=False)
-            if old is not None:
-                if old.shape != param.shape:
-                    raise BluefogValueError(
-                        f"{self._name}: state '{name}' of parameter '{self._name_of(param)}' has "
-                        f"shape {tuple(old.shape)}, the parameter {tuple(param.shape)}"
-                    )
+            if shape == param.shape:
                 new.copy_(old)
+            elif old is not None and not reset:
+                what = f"is a {type(old).__name__}" if shape is None else f"has shape {[*shape]}"
+                raise BluefogValueError(
+                    f"{self._where}: state '{name}' of parameter '{self._name_of(param)}' {what}, "
+                    f"the parameter has shape {[*param.shape]}"
+                )
             state[name] = new
 
     # ---- Registration: again whenever parameters came, went or changed their dtype or layout.
@@ -244,19 +279,27 @@ class DistributedOptimizer(torch.optim.Optimizer):
             if not param.requires_grad:
                 frozen.append(param)
                 continue
-            capsule = _adapter.export(param, f"parameter '{name}'")
+            capsule = _adapter.export(param, f"{self._where}: parameter '{name}'")
             slots[param] = _Slot(len(entries), name, param)
             entries.append((name, capsule, group))
             self._make_state(param)
+        shares = collections.Counter(p.untyped_storage().data_ptr() for p in slots)
+        for param, slot in slots.items():
+            slot.alone = shares[param.untyped_storage().data_ptr()] == 1
         self._core = None  # Its slots are free before the new ones are taken.
-        self._core = _core.DistributedOptimizer(
-            communicator,
-            self._plugin,
-            entries,
-            self._topology,
-            self._allow_unstable,
-            self.param_groups[0]["step"],
-        )
+        try:
+            self._core = _core.DistributedOptimizer(
+                communicator,
+                self._plugin,
+                entries,
+                self._topology,
+                self._allow_unstable,
+                self.param_groups[0]["step"],
+            )
+        except BluefogValueError as error:
+            if not str(error).startswith("parameter "):
+                raise
+            raise BluefogValueError(f"{self._where}: {error}") from None
         self._communicator, self._slots, self._frozen = communicator, slots, frozen
         for param in [p for p in self._hooks if p not in slots]:
             self._hooks.pop(param).remove()
@@ -274,7 +317,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             _adapter.api.broadcast_parameters(params, root_rank=0)
 
     def _is_registered(self) -> bool:
-        if self._communicator is not _runtime.communicator():
+        if self._core is None or self._communicator is not _runtime.communicator():
             return False
         count = 0
         for group in self.param_groups:
@@ -296,27 +339,45 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._stepping = True
 
     def _read_hypers(self) -> list[tuple[float, float, float]]:
-        return [
-            (float(g["lr"]), float(g.get("momentum", 0.0)), float(g["weight_decay"]))
-            for g in self.param_groups
-        ]
+        return [self._hyper_of(group) for group in self.param_groups]
 
-    def _give(self, give: Callable[..., Any], slot: _Slot, gradient: torch.Tensor | None) -> None:
+    def _hyper_of(self, group: dict[str, Any]) -> tuple[float, float, float]:
+        values = [_number(group.get(key, 0.0)) for key in _HYPERS]
+        for key, value in zip(_HYPERS, values):
+            if not (isinstance(value, float) and 0.0 <= value < math.inf):
+                raise BluefogValueError(
+                    f"{self._where}: {key} is {value!r}, but must be a finite number >= 0"
+                )
+        return (values[0], values[1], values[2])
+
+    def _give(
+        self,
+        give: Callable[..., Any],
+        slot: _Slot,
+        gradient: torch.Tensor | None,
+        reset: bool = False,
+    ) -> None:
         """Bind x, g and the state of one parameter as they are now: bind or ready of the core."""
         param = slot.param
         state = self.state[param]
         if gradient is not None and gradient.layout is not torch.strided:
             raise BluefogValueError(
-                f"{self._name}: the gradient of parameter '{slot.name}' is sparse: use "
+                f"{self._where}: the gradient of parameter '{slot.name}' is sparse: use "
                 "sparse=False in its layer, or an optimizer of PyTorch for this parameter"
             )
         x, g = to_dlpack(param), None if gradient is None else to_dlpack(gradient)
-        mismatch = give(slot.index, x, g, *[to_dlpack(state[name]) for name in self._state_names])
+        try:
+            states = [to_dlpack(state[name]) for name in self._state_names]
+        except (KeyError, TypeError):  # Cleared, or not a tensor.
+            self._make_state(param, reset)
+            states = [to_dlpack(state[name]) for name in self._state_names]
+        mismatch = give(slot.index, x, g, *states)
         if not mismatch:
+            slot.hold(gradient)
             return
         if mismatch == _PARAMETER:
             raise BluefogError(
-                f"{self._name}: parameter '{slot.name}' is now {param.dtype}{list(param.shape)} "
+                f"{self._where}: parameter '{slot.name}' is now {param.dtype}{list(param.shape)} "
                 f"with strides {param.stride()} but was {slot.dtype}{list(slot.shape)} with "
                 f"strides {slot.stride} when this step began: change a model between "
                 "steps, not within one"
@@ -325,8 +386,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             # Of another memory order than the parameter: the engine goes through both alike.
             gradient = torch.empty_like(param, requires_grad=False).copy_(gradient)
         else:
-            self._make_state(param)
-        self._give(give, slot, gradient)
+            self._make_state(param, reset)
+        self._give(give, slot, gradient, reset)
 
     def _on_gradient(self, param: torch.Tensor) -> None:
         """The hook: the gradient of one parameter is there."""
@@ -353,12 +414,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
         slot.grad = gradient
         # A graph that still holds the old values must not be run backward any more.
         increment_version(param)
-        slot.grad_version = gradient._version
+        slot.versions = (param._version, gradient._version)
 
     def _fail(self, message: str, cause: Exception | None = None) -> None:
         """End the step that was begun, so that no neighbour waits for it; then raise."""
         self._finish(use_gradients=False)
-        prefix = "" if message.startswith(self._name) else f"{self._name}: "
+        prefix = "" if message.startswith("rank ") else f"{self._where}: "
         kind = type(cause) if isinstance(cause, BluefogError) else BluefogError
         raise kind(
             f"{prefix}{message}. The step that was begun has been completed with the gradients as "
@@ -370,16 +431,25 @@ class DistributedOptimizer(torch.optim.Optimizer):
         for slot in self._slots.values():
             if slot.grad is None:
                 continue
-            now = slot.param.grad
-            if now is not slot.grad or now._version != slot.grad_version:
+            param, now = slot.param, slot.param.grad
+            version, grad_version = slot.versions
+            if now is not slot.grad or now._version != grad_version:
                 what = "removed" if now is None else "changed"
                 return (
                     f"the gradient of parameter '{slot.name}' was {what} after it became ready and "
                     "before step(), when it had been sent already: to change gradients, "
                     + _LOCAL_CURE
                 )
-        for g, (old, new) in enumerate(zip(self._hypers, self._read_hypers())):
-            for key, a, b in zip(("lr", "momentum", "weight_decay"), old, new):
+            replaced = param.data_ptr() != slot.address
+            if replaced or (slot.alone and param._version != version):
+                return (
+                    f"parameter '{slot.name}' was {'replaced' if replaced else 'written to'} after "
+                    "its gradient became ready and before step(), when it was the engine's: change "
+                    f"a model after step(), or {_LOCAL_CURE}"
+                )
+        for g, (old, group) in enumerate(zip(self._hypers, self.param_groups)):
+            for key, a in zip(_HYPERS, old):
+                b = _number(group.get(key, 0.0))
                 if a != b:
                     name = next(
                         (n for n, p, i in self._names() if i == g and p in self._slots), "?"
@@ -399,7 +469,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
                     gradient = slot.param.grad if use_gradients else None
                     if gradient is not None and scale is not None:
                         gradient = gradient * scale
-                    self._give(self._core.bind, slot, gradient)
+                    # A step that fails goes through, whatever state it finds.
+                    self._give(self._core.bind, slot, gradient, reset=not use_gradients)
         try:
             self._core.run_step()
         finally:
@@ -408,6 +479,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._stepping = False
                 for slot in self._slots.values():
                     slot.grad = None
+                    slot.grad_storage = None
                 if self._slots:
                     increment_version([slot.param for slot in self._slots.values()])
         for group in self.param_groups:
@@ -484,6 +556,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
             yield
         finally:
             self._syncing = before
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _on_gradient(reference: Callable[[], DistributedOptimizer | None], param: torch.Tensor) -> None:
