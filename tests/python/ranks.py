@@ -192,6 +192,18 @@ def on_ranks(n: int):
     return decorate
 
 
+def told(call, *texts, kind=ValueError):
+    """The message of the error that ``call`` raises, after a look at what it must contain."""
+    import pytest
+
+    with pytest.raises(kind) as error:
+        call()
+    message = str(error.value)
+    for text in texts:
+        assert text in message, f"{text!r} is not in {message!r}"
+    return message
+
+
 def run_script(n: int, script: str, timeout: float = TIMEOUT, **extra: str):
     """Runs Python source on ``n`` ranks to its end."""
     return Job(n, script, **extra).wait(timeout)
