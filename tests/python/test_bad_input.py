@@ -6,7 +6,6 @@ Nothing hangs and nothing is lost: after each error the same ranks go on.
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import time
 import networkx as nx
 import numpy as np
 import pytest
-from ranks import Job, environments, on_ranks, run_script, told
+from ranks import Job, answers_ctrl_c, environments, on_ranks, run_script, told
 
 import bluefog as bf
 import bluefog.topology
@@ -474,18 +473,7 @@ except KeyboardInterrupt:
     os._exit(0)
 print("was through", flush=True)
 """
-    job = Job(2, script)
-    zero = job.processes[0]
-    assert zero.stdout.readline() == "waiting\n"
-    time.sleep(0.5)
-    start = time.monotonic()
-    zero.send_signal(signal.SIGINT)
-    assert zero.stdout.readline() == "interrupted\n"
-    assert time.monotonic() - start < 0.5  # As in test_process.
-    for p in job.processes:
-        p.stdin.close()
-        p.wait(20)
-    job.kill()
+    answers_ctrl_c(script)
 
 
 def test_nothing_is_left_when_a_rank_is_killed_in_the_middle():
