@@ -257,7 +257,7 @@ def test_shapes_for_which_there_is_no_memory():
         told(lambda shape=shape: bf.empty(shape), "empty: shape")
     for shape in (None, 2.5, (2.5,), "ab"):
         told(lambda shape=shape: bf.empty(shape), "empty: shape", kind=TypeError)
-    told(lambda: bf.empty(2**45), str(2**48))
+    told(lambda: bf.empty(2**43), str(2**46), "memory", kind=bf.BluefogError)
     told(lambda: bf.empty(3, complex), "complex128", kind=TypeError)
 
 
