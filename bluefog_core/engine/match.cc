@@ -1,10 +1,30 @@
 #include "engine/match.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <sstream>
 #include <utility>
 
 namespace bluefog {
+namespace {
+
+/// Is "allreduce float32[2, 3]" about a message with this header? Several operations of one name can
+/// be under way, and what a peer told may be about another one.
+bool IsAbout(const std::string& description, const WireHeader& header) {
+  if (header.op == Op::kOptimizer) return true;
+  const std::string head = std::string(NameOf(header.op)) + " " + NameOf(header.dtype) + "[";
+  if (!description.starts_with(head)) return false;
+  int64_t count = 1;
+  for (const char* at = description.c_str() + head.size(); *at != '\0' && *at != ']';) {
+    char* end = nullptr;
+    count *= std::strtoll(at, &end, 10);
+    if (end == at) return false;
+    at = end + (*end == ',' ? 1 : 0);
+  }
+  return count == header.count;
+}
+
+}  // namespace
 
 Operation* Match::Find(const Key& key) const {
   const Name* name = Known(key.name_hash);
@@ -89,7 +109,10 @@ void Match::SetDescription(int peer, uint64_t name_hash, std::string name,
                            std::string description) {
   Name& known = names_[name_hash];
   known.name = std::move(name);
-  known.descriptions[peer] = std::move(description);
+  std::vector<std::string>& all = known.descriptions[peer];
+  std::erase(all, description);
+  if (all.size() == kDescriptions) all.erase(all.begin());
+  all.push_back(std::move(description));
 }
 
 std::string Match::ToString(const WireHeader& header) const {
@@ -106,8 +129,11 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
   }
   std::string theirs;
   if (const Name* name = Known(op.key.name_hash); name != nullptr) {
-    const auto it = name->descriptions.find(peer);
-    if (it != name->descriptions.end()) theirs = it->second;
+    if (const auto it = name->descriptions.find(peer); it != name->descriptions.end()) {
+      const auto last = std::find_if(it->second.rbegin(), it->second.rend(),
+                                     [&](const std::string& d) { return IsAbout(d, header); });
+      if (last != it->second.rend()) theirs = *last;
+    }
   }
   if (theirs.empty()) {
     theirs = std::string(NameOf(header.op)) + " " + NameOf(header.dtype) + "[" +

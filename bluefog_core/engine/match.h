@@ -56,6 +56,7 @@ class Match {
 
  private:
   static constexpr int64_t kHoldBytes = 32 << 10;
+  static constexpr size_t kDescriptions = 32;
 
   /// All that is known of a name, so that an operation costs one look-up and no allocation.
   struct Name {
@@ -70,9 +71,9 @@ class Match {
     };
     std::array<Past, 8> past;
     Status condemned;
-    // As peers told.
+    // As peers told; of a name that stands for many tensors the last ones, the latest at the end.
     std::string name;
-    std::unordered_map<int, std::string> descriptions;
+    std::unordered_map<int, std::vector<std::string>> descriptions;
   };
   const Name* Known(uint64_t name_hash) const {
     const auto it = names_.find(name_hash);

@@ -127,6 +127,9 @@ TEST(ArenaTest, NonsenseAndTooMuchAreErrors) {
   auto arena = Arena::Create(kSegment);
   EXPECT_TRUE(absl::IsInvalidArgument(arena->Allocate(-1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(arena->Allocate(INT64_MAX).status()));
+  // More than any machine has: refused at once, not by the OOM killer.
+  const Status huge = arena->Allocate(int64_t{1} << 46).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(huge)) << huge;
   EXPECT_TRUE(arena->Allocate(0).ok());
   // A limit on file sizes holds for memfds as well, and is refused at reservation.
   rlimit before;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -99,6 +100,12 @@ Status SealedMemory::DoMap(bool writable, int64_t bytes, int64_t mirrored) {
 }
 
 StatusOr<SealedMemory> SealedMemory::Create(const char* name, int64_t bytes, int64_t mirrored) {
+  // Reserving more than there is would wake the kernel's OOM killer before it failed.
+  struct sysinfo system;
+  if (sysinfo(&system) == 0 &&
+      static_cast<uint64_t>(bytes) / system.mem_unit > system.totalram + system.totalswap) {
+    return ErrnoStatus(("reserving " + std::to_string(bytes) + " bytes").c_str(), ENOMEM);
+  }
   SealedMemory memory;
   memory.fd_ = UniqueFd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.fd_) return ErrnoStatus("memfd_create", errno);

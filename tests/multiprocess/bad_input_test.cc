@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 
 #include "base/clock.h"
@@ -102,8 +103,13 @@ TEST_P(Disagreement, NamesBothRanksAndBothValues) {
       GetParam().spec(me.rank, spec);
       auto work = (*comm)->Submit(spec);
       const Status status = work.ok() ? (*work)->Wait() : work.status();
+      // Under any name, and under this one as well.
       std::vector<float> y(count);
-      if (Status s = Average(**comm, "next", y); !s.ok()) return absl::DataLossError(s.ToString());
+      for (const char* name : {"next", "w"}) {
+        if (Status s = Average(**comm, name, y); !s.ok()) {
+          return absl::DataLossError(s.ToString());
+        }
+      }
       return status;
     });
     for (const Outcome& rank : ranks) {
@@ -150,6 +156,99 @@ INSTANTIATE_TEST_SUITE_P(
                                    spec.root = rank;
                                  }}),
     [](const auto& info) { return info.param.name; });
+
+// Unnamed operations share a name. Of several under way the right one is described.
+TEST(Disagreement, OfOneOfSeveralUnnamedOperationsIsToldAsItIs) {
+  constexpr int64_t kCounts[] = {3, 5, 20'000, 7};
+  Job job(2);
+  const auto ranks = job.Run([&](Rank& me) -> Status {
+    auto comm = JoinRing(me);
+    if (!comm.ok()) return comm.status();
+    std::vector<double> x(40'000);
+    std::vector<std::shared_ptr<Work>> works;
+    for (const int64_t count : kCounts) {
+      OpSpec spec;
+      const bool odd = me.rank == 1 && (count == 5 || count == 20'000);
+      spec.input = TensorView::Of(x.data(), odd ? 2 * count : count);
+      auto work = (*comm)->Submit(spec);
+      if (!work.ok()) return absl::DataLossError(work.status().ToString());
+      works.push_back(*std::move(work));
+    }
+    std::string text;
+    for (const auto& work : works) text += work->Wait().ToString() + "\n";
+    return absl::InvalidArgumentError(text);
+  });
+  for (const Outcome& rank : ranks) {
+    EXPECT_THAT(Text(rank),
+                AllOf(HasSubstr("float64[5]"), HasSubstr("float64[10]"), HasSubstr("float64[20000]"),
+                      HasSubstr("float64[40000]"), ::testing::Not(HasSubstr("float64[7]")),
+                      ::testing::Not(HasSubstr("float64[3]"))))
+        << rank;
+  }
+}
+
+// What no optimizer can compute with is refused before anything is begun, and can be mended.
+TEST(HyperParameters, ThatAreNoNumbersAreRefused) {
+  Job job(2);
+  const auto ranks = job.Run([&](Rank& me) -> Status {
+    auto comm = JoinRing(me);
+    if (!comm.ok()) return comm.status();
+    std::vector<float> x(100), g(100, 1.0f);
+    DistributedOptimizerOptions options;
+    options.plugin = "dsgd";
+    options.params = {{.name = "w", .count = 100, .layout = "float32[100]"}};
+    auto optimizer = DistributedOptimizer::Create(comm->get(), std::move(options));
+    if (!optimizer.ok()) return optimizer.status();
+    const ParameterBinding binding{.x = x.data(), .g = g.data()};
+    std::string text;
+    for (const Hyper& hyper : {Hyper{.lr = NAN}, Hyper{.lr = -1.0}, Hyper{.momentum = INFINITY},
+                               Hyper{.weight_decay = NAN}, Hyper{.lr = 0.5}}) {
+      text += (*optimizer)->Step({&binding, 1}, {&hyper, 1}).ToString() + "\n";
+    }
+    return x[99] == -0.5f ? absl::InvalidArgumentError(text)
+                          : absl::InternalError(std::to_string(x[99]));
+  });
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    const Outcome& rank = ranks[r];
+    EXPECT_THAT(Text(rank),
+                AllOf(HasSubstr("rank " + std::to_string(r) + ": dsgd, step 0: lr of group 0 is nan"),
+                      HasSubstr("lr of group 0 is -1"), HasSubstr("momentum of group 0 is inf"),
+                      HasSubstr("weight_decay of group 0 is nan"), HasSubstr("\nOK\n")))
+        << rank;
+  }
+}
+
+TEST(Leaving, AShutdownThatWaitsCanBeInterrupted) {
+  const Gate sent, over;
+  Job job(2);
+  const auto ranks = job.Run([&](Rank& me) -> Status {
+    auto comm = JoinRing(me);
+    if (!comm.ok()) return comm.status();
+    std::vector<float> x(100);
+    if (Status s = Average(**comm, "connected", x); !s.ok()) return s;
+    if (me.rank == 1) {
+      over.Pass();  // Does not take what was sent.
+      return absl::OkStatus();
+    }
+    OpSpec spec;
+    spec.op = Op::kBroadcast;
+    spec.name = "nobody takes it";
+    spec.input = TensorView::Of(x.data(), 100);
+    auto work = (*comm)->Submit(std::move(spec));
+    if (!work.ok()) return work.status();
+    int asked = 0;
+    const int64_t begin = NowNs();
+    (*comm)->Shutdown([&asked] { return ++asked == 2; });
+    const int64_t took_ms = (NowNs() - begin) / 1'000'000;
+    over.Open();
+    return asked == 2 && took_ms < 2'000
+               ? absl::OkStatus()
+               : absl::InternalError(std::to_string(asked) + " questions in " +
+                                     std::to_string(took_ms) + " ms");
+  });
+  for (const Outcome& rank : ranks) EXPECT_EQ(rank.exit_code, 0) << rank;
+  EXPECT_TRUE(ranks[0].status.ok()) << ranks[0];
+}
 
 // No step says which graph it uses, so the first ranks that miss a partner find out; the others
 // hear of it, also those that were through with that step and do not send to them.

@@ -192,6 +192,45 @@ def on_ranks(n: int):
     return decorate
 
 
+def told(call, *texts, kind=ValueError):
+    """The message of the error that ``call`` raises, after a look at what it must contain."""
+    import pytest
+
+    with pytest.raises(kind) as error:
+        call()
+    message = str(error.value)
+    for text in texts:
+        assert text in message, f"{text!r} is not in {message!r}"
+    return message
+
+
+def answers_ctrl_c(script: str) -> None:
+    """Rank 0 of 2 prints "waiting", waits, and "interrupted" within 200 ms of a SIGINT.
+
+    Rank 1 may wait for the end of its standard input. The best of three tries counts: the machine
+    may be busy, and what would fail is a wait of seconds.
+    """
+    times = []
+    while len(times) < 3:
+        job = Job(2, script)
+        zero = job.processes[0]
+        deadline = time.monotonic() + TIMEOUT
+        assert job._read_line(zero, deadline) == "waiting\n", job.errors(0)
+        time.sleep(0.3)  # Into the wait; too early would only make the test easier.
+        start = time.monotonic()
+        zero.send_signal(signal.SIGINT)
+        answer = job._read_line(zero, deadline)
+        times.append(time.monotonic() - start)
+        for p in job.processes:
+            p.stdin.close()
+            p.wait(20)
+        job.kill()
+        assert answer == "interrupted\n", job.errors(0)
+        if times[-1] < 0.2:
+            return
+    raise AssertionError(f"answered after {times} s")
+
+
 def run_script(n: int, script: str, timeout: float = TIMEOUT, **extra: str):
     """Runs Python source on ``n`` ranks to its end."""
     return Job(n, script, **extra).wait(timeout)

@@ -5,10 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from ranks import Job, environments, free_port, run_script
+from ranks import answers_ctrl_c, environments, free_port, run_script
 
 import bluefog as bf
 
@@ -136,19 +135,7 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
     os._exit(0)
 """
-    job = Job(2, script)
-    zero = job.processes[0]
-    assert zero.stdout.readline() == "waiting\n"
-    time.sleep(0.3)  # Into the wait; too early would only make the test easier.
-    start = time.monotonic()
-    zero.send_signal(signal.SIGINT)
-    assert zero.stdout.readline() == "interrupted\n"
-    # The machine may be busy; what would fail is a wait of seconds.
-    assert time.monotonic() - start < 0.5
-    for p in job.processes:
-        p.stdin.close()
-        p.wait(20)
-    job.kill()
+    answers_ctrl_c(script)
 
 
 def test_forked_children_raise_and_leave_the_parent_alone():

@@ -19,6 +19,8 @@ class NumpyAdapter:
             raise TypeError(
                 f"{what}: in place works on NumPy arrays only, not on {type(tensor).__name__}"
             )
+        if tensor is None:  # The engine would take it for a barrier.
+            raise TypeError(f"{what} is None; expected a NumPy array or an object with __dlpack__")
         return np.asarray(tensor) if isinstance(tensor, np.generic) else tensor
 
     def contiguous(self, tensor: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ def export(tensor: Any, what: str) -> Any:
         raise TypeError(f"{what} is a {type(tensor).__name__}; expected a torch.Tensor")
     if tensor.dtype not in _DTYPES:
         names = ", ".join(sorted(str(d).rpartition(".")[2] for d in _DTYPES))
-        raise TypeError(f"{what} is {tensor.dtype}; what can be exchanged is {names}")
+        raise TypeError(f"{what} has dtype {tensor.dtype}; what can be exchanged is {names}")
     if tensor.is_nested:
         raise BluefogValueError(f"{what} is nested: use tensor.to_padded_tensor(0.0) first")
     if tensor.layout is not torch.strided:
