@@ -35,7 +35,7 @@ constexpr int64_t kMaxMs =
 constexpr int64_t kMaxRanks = 1 << 20;
 
 const Setting kSettings[] = {
-    {"BLUEFOG_EAGER_BYTES", &Config::eager_bytes, Kind::kSize, 0, kGi,
+    {"BLUEFOG_EAGER_BYTES", &Config::eager_bytes, Kind::kSize, 0, 128 * kKi,
      "messages up to this size leave without waiting for the receiver's post; equal on all ranks"},
     {"BLUEFOG_CHUNK_BYTES", &Config::chunk_bytes, Kind::kSize, kKi, kGi,
      "unit on the wire; equal on all ranks"},
