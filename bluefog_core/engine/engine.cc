@@ -163,7 +163,7 @@ void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANAL
 }
 
 void Engine::Shutdown(const std::function<bool()>& interrupted) {
-  if (down_.exchange(true)) return;
+  if (in_forked_child() || down_.exchange(true)) return;
   if (thread_.joinable()) {
     // What is complete here but for the neighbours' releases may linger; the rest nobody will wait
     // for.
@@ -202,8 +202,7 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
     MutexLock lock(progress_mu_);
     executor_.FailAll(absl::FailedPreconditionError("the communicator was shut down"));
     ProgressLocked();
-    executor_.SetPeers(
-        std::vector<transport::Transport*>(static_cast<size_t>(place_.size), nullptr));
+    executor_.LosePeers(absl::FailedPreconditionError("the communicator was shut down"));
     transport_.reset();
   }
   DropFinished();

@@ -57,9 +57,8 @@ class Engine final : private transport::Receiver {
   Trace& trace() { return trace_; }
   EngineStats stats();
   Status status();
-  bool usable() const {
-    return ForkGeneration() == fork_generation_ && !down_.load(std::memory_order_relaxed);
-  }
+  bool in_forked_child() const { return ForkGeneration() != fork_generation_; }
+  bool usable() const { return !in_forked_child() && !down_.load(std::memory_order_relaxed); }
   /// Ok unless the engine is shut down or this process is a forked child.
   Status CheckUsable(const std::string& what) const;
 

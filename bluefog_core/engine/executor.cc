@@ -342,7 +342,10 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
             ? std::string(reinterpret_cast<const char*>(copy.data()), copy.size())
             : std::string(reinterpret_cast<const char*>(view.data), static_cast<size_t>(view.size));
     drop();
-    Fail(op, Status(static_cast<absl::StatusCode>(header.code), text), peer);
+    // "Ok" is no reason to give up.
+    const auto code = header.code == 0 ? absl::StatusCode::kInternal
+                                       : static_cast<absl::StatusCode>(header.code);
+    Fail(op, Status(code, text), peer);
     return;
   }
   if (op->failing) return refuse(op->failure);
@@ -368,6 +371,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
         ", which does not expect it. Both ends of an edge must name each other"));
   }
   if (header.kind == MessageKind::kPost) return drop();
+  if (Status same = match_.CompareEdge(*op, peer, plan.inbound[in].weight, header); !same.ok()) {
+    return refuse(same);
+  }
   const std::vector<int32_t>& receives = plan.inbound[in].receives;
   const int32_t u = header.message < receives.size() ? receives[header.message] : -1;
   const Step* step = u < 0 ? nullptr : &plan.schedule.steps[plan.units[u].first];
@@ -648,6 +654,9 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     const collective::Target& target = step.targets[t];
     header.message = static_cast<uint32_t>(target.message);
     header.weight = target.weight;
+    if (const std::vector<float>& weights = op->plan->edge_weights; !weights.empty()) {
+      header.edge_weight = weights[op->plan->DestinationOf(target.peer)];
+    }
     const int64_t begin_ns = trace_->on() ? NowNs() : 0;
     const SendResult sent =
         FlushOutbox(target.peer)
@@ -866,6 +875,13 @@ void Executor::FailPeer(int peer, const Status& status, bool died) {
     Fail(op, About(*op, status));
     FinishIfQuiet(op);
   }
+}
+
+void Executor::LosePeers(const Status& status) {
+  for (int peer = 0; peer < size_; ++peer) {
+    if (peer != rank_) FailPeer(peer, status, /*died=*/true);
+  }
+  peers_.assign(peers_.size(), nullptr);
 }
 
 // `peer` has given the operation up or is gone: it fails as soon as the reason is here.

@@ -51,6 +51,8 @@ class Match {
   void SetDescription(int peer, uint64_t name_hash, std::string name, std::string description);
   /// Ok if `peer`'s header and this rank's operation agree; else the error for both ranks.
   Status Compare(const Operation& op, int peer, const WireHeader& header) const;
+  /// The same for the weight that this rank's topology has for the edge from `peer`.
+  Status CompareEdge(const Operation& op, int peer, float weight, const WireHeader& header) const;
   /// The operation that a peer's header is about, as Operation::ToString has it.
   std::string ToString(const WireHeader& header) const;
 
@@ -66,8 +68,9 @@ class Match {
     /// Of the last uses that ended here, by use modulo their number: as far as a neighbour can be
     /// behind with a question about one.
     struct Past {
+      bool known = false;
       uint32_t use = 0;
-      std::shared_ptr<const Plan> plan;
+      std::vector<int> destinations;  ///< Of its plan, which is large and would live on.
     };
     std::array<Past, 8> past;
     Status condemned;

@@ -45,11 +45,13 @@ struct WireHeader {
   int64_t count = 0;     ///< Elements of the whole operation.
   int64_t elements = 0;  ///< Elements in this message.
   uint32_t layout_hash = 0;
-  uint32_t incarnation = 0;  ///< Of the sender's engine: a frame of an earlier life is dropped.
-  uint64_t plan_hash = 0;    ///< Root, average, plugin, hyper-parameters, step.
-  double weight = 1.0;       ///< The sender's weight for this edge; the receiver multiplies.
-  double value = 0.0;        ///< kOptimizer: learning rate, so that an error can name both.
-  int64_t step = 0;          ///< kOptimizer: the step, likewise.
+  /// kData: the receiver's weight for the sender in the sender's copy of the topology; 0 where a call
+  /// brings its own weights.
+  float edge_weight = 0.0f;
+  uint64_t plan_hash = 0;  ///< Root, average, plugin, hyper-parameters, step.
+  double weight = 1.0;     ///< The sender's weight for this edge; the receiver multiplies.
+  double value = 0.0;      ///< kOptimizer: learning rate, so that an error can name both.
+  int64_t step = 0;        ///< kOptimizer: the step, likewise.
 };
 static_assert(std::is_trivially_copyable_v<WireHeader>);
 static_assert(sizeof(WireHeader) == transport::kHeaderBytes);
