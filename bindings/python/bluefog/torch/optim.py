@@ -56,6 +56,7 @@ class _Slot:
         self.storage: Any = None
         self.grad_storage: Any = None
         self.alone = True  # No other parameter shares its storage, and perhaps its version.
+        self.hold(None)
 
     def hold(self, gradient: torch.Tensor | None) -> None:
         """Keep the memory that the engine has now: `param.data = …` takes it from the tensor."""
@@ -63,6 +64,12 @@ class _Slot:
         if address != self.address:
             self.address, self.storage = address, self.param.untyped_storage()
         self.grad_storage = None if gradient is None else gradient.untyped_storage()
+
+    def stand_in(self) -> torch.Tensor:
+        """The parameter as the engine had it last, however it has been changed since."""
+        x = torch.empty(0, dtype=self.dtype)
+        offset = (self.address - self.storage.data_ptr()) // x.element_size()
+        return x.set_(self.storage, offset, self.shape, self.stride)
 
     def fits(self) -> bool:
         p = self.param
@@ -466,6 +473,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if not self._core.begun:
             for slot in self._slots.values():
                 if slot.grad is None:
+                    if not use_gradients and not slot.fits():
+                        # A step that fails goes through; what comes of this parameter is dropped.
+                        x = slot.stand_in()
+                        states = [torch.zeros_like(x) for _ in self._state_names]
+                        self._core.bind(slot.index, to_dlpack(x), None, *map(to_dlpack, states))
+                        continue
                     gradient = slot.param.grad if use_gradients else None
                     if gradient is not None and scale is not None:
                         gradient = gradient * scale
@@ -536,7 +549,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._fail(misuse)
         try:
             self._finish(use_gradients=not found_inf, scale=scale)
-        except BluefogValueError as error:
+        except BluefogError as error:
             if not self._stepping:
                 raise
             self._fail(str(error), error)
