@@ -42,6 +42,11 @@ int64_t RanksPerCore(int ranks) {
   return (ranks + n - 1) / n;
 }
 
+// How late a time-out may be noticed that began while nothing was under way.
+int64_t IdleNapMs(const Config& config) {
+  return std::min(config.stall_report_ms, config.op_timeout_ms) / 8;
+}
+
 }  // namespace
 
 Status WorkImpl::Wait(std::chrono::nanoseconds timeout) {
@@ -380,7 +385,11 @@ void Engine::KickIfNeeded() {
 // of them would wake this thread only to take the lock and a core from the next. So it leaves the
 // doorbell disarmed and looks again after kLendMs; when nobody has driven in between, it arms as
 // usual.
-Engine::Nap Engine::PrepareSleep() {
+Engine::Nap Engine::PrepareSleep(bool rung) {
+  if (rung && transport_ != nullptr) {
+    transport_->Arm();  // So that the next look takes the doorbell's ring, or it would go on.
+    ProgressLocked();
+  }
   const int64_t now = NowNs();
   const bool drive =
       waiters_.load() > 0 && ranks_per_core_ == 1 && now >= no_drive_until_ns_.load();
@@ -395,13 +404,12 @@ Engine::Nap Engine::PrepareSleep() {
     if (transport_ != nullptr) transport_->Disarm();
     return {(driven || !inbox_filled_.load()) && !stop_.load(), kLendMs};
   }
-  Nap nap{!inbox_filled_.load() && Arm() && !stop_.load(), -1};
-  if (executor_.active_count() > 0) {
-    // A publish that met back-pressure is tried again when a release rings; time-outs need a clock.
-    nap.timeout_ms = static_cast<int>(
-        std::clamp<int64_t>((next_check_ns_ - NowNs()) / kMillisecond + 1, 1, 1000));
-  }
-  return nap;
+  // A publish that met back-pressure is tried again when a release rings; time-outs need a clock,
+  // also those of operations that a caller starts and leaves while this thread sleeps.
+  const int64_t until_check = (next_check_ns_ - NowNs()) / kMillisecond + 1;
+  const int64_t ms = executor_.active_count() > 0 ? until_check : IdleNapMs(config_);
+  return {!inbox_filled_.load() && Arm() && !stop_.load(),
+          static_cast<int>(std::clamp<int64_t>(ms, 1, 1000))};
 }
 
 void Engine::Loop() NO_THREAD_SAFETY_ANALYSIS {
@@ -413,7 +421,7 @@ void Engine::Loop() NO_THREAD_SAFETY_ANALYSIS {
     // A doorbell that rang rings on until somebody has looked: wait for the lock, then.
     if (rung) progress_mu_.Lock();
     if (rung || progress_mu_.TryLock()) {
-      nap = PrepareSleep();
+      nap = PrepareSleep(rung);
       progress_mu_.Unlock();
     } else {
       looks_again_.store(true);

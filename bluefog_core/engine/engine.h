@@ -104,8 +104,8 @@ class Engine final : private transport::Receiver {
     bool sleep = false;
     int timeout_ms = -1;
   };
-  /// What the background thread does before it sleeps.
-  Nap PrepareSleep() REQUIRES(progress_mu_);
+  /// What the background thread does before it sleeps. `rung`: what it slept on woke it.
+  Nap PrepareSleep(bool rung) REQUIRES(progress_mu_);
   /// After the lock was given up: is there something that nobody else would look at?
   void KickIfNeeded();
   void Kick();

@@ -98,7 +98,7 @@ Operation* Executor::NewOperation() {
 void Executor::Start(Operation* op) {
   const Plan& plan = *op->plan;
   op->active = true;
-  op->failing = false;
+  op->failing = op->completed = false;
   op->failure = absl::OkStatus();
   op->pending.resize(plan.units.size());
   op->starts.Clear();
@@ -342,6 +342,7 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
             ? std::string(reinterpret_cast<const char*>(copy.data()), copy.size())
             : std::string(reinterpret_cast<const char*>(view.data), static_cast<size_t>(view.size));
     drop();
+    if (op->completed) return;  // Too late; what is still out will be released all the same.
     // "Ok" is no reason to give up.
     const auto code = header.code == 0 ? absl::StatusCode::kInternal
                                        : static_cast<absl::StatusCode>(header.code);
@@ -400,9 +401,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
     r.data = r.copy.data();
   } else if (fetch) {
     op->fetch_waiting.push_back(u);
-  } else if (bytes <= transport->inline_limit()) {
-    // Released at once, which ends the sender's wait: with more ranks than cores a turn of all of
-    // them lies between here and the combine.
+  } else if (bytes <= transport->inline_limit() && plan.DestinationOf(peer) < 0) {
+    // Released at once, which ends the sender's wait (see Settled): with more ranks than cores a
+    // turn of all of them lies between here and the combine.
     r.copy.assign(view.data, view.data + bytes);
     r.data = r.copy.data();
     r.held = false;
@@ -497,7 +498,7 @@ void Executor::OnSendDone(uint64_t cookie, const Status& status) {
     const int peer = op->inflight[i].peer;
     op->inflight[i] = op->inflight.back();
     op->inflight.pop_back();
-    if (!status.ok() && !op->failing) Break(op, peer);
+    if (!status.ok() && !op->failing && !op->completed) Break(op, peer);
     break;
   }
   Operation::Publish& p = op->publishes[ordinal];
@@ -756,7 +757,8 @@ void Executor::Fail(Operation* op, const Status& status, int except_peer) {
   op->publishes_open.clear();
   op->fetch_waiting.clear();
   for (const int peer : op->plan->peers) {
-    if (peer != except_peer) Abort(HeaderOf(*op, MessageKind::kAbort), peer, status);
+    if (peer != except_peer && !op->completed)
+      Abort(HeaderOf(*op, MessageKind::kAbort), peer, status);
   }
   for (const Operation::Inflight& f : op->inflight) {
     peers_[f.peer]->Revoke(f.peer, Cookie{op->index, f.publish, f.target}.Pack());
@@ -777,8 +779,55 @@ void Executor::Fail(Operation* op, const Status& status, int except_peer) {
 }
 
 void Executor::FinishIfQuiet(Operation* op) {
-  if (!op->active || !op->inflight.empty() || op->fetching > 0) return;
+  if (!op->active) return;
+  if (!op->inflight.empty() || op->fetching > 0) {
+    if (!op->completed && Settled(*op)) (void)Complete(op, absl::OkStatus());
+    return;
+  }
   if (op->failing || op->units_left == 0) Finish(op);
+}
+
+// Nothing is left but releases that can bring no news: the tensor may be overwritten, as small
+// messages were copied, and the peers sent for this operation themselves, so they will match it.
+// With more ranks than cores a turn of all of them lies between here and the releases.
+bool Executor::Settled(const Operation& op) const {
+  const Plan& plan = *op.plan;
+  if (op.hooks != nullptr || op.failing || op.dynamic || !op.broken.empty() || op.fetching > 0 ||
+      op.units_left > plan.publishes) {
+    return false;
+  }
+  int32_t unreleased = 0;
+  for (const Operation::Publish& p : op.publishes) {
+    if (!p.prepared || !p.unsent.empty()) return false;
+    unreleased += p.unreleased > 0 ? 1 : 0;
+  }
+  return op.units_left == unreleased &&
+         std::all_of(op.inflight.begin(), op.inflight.end(), [&](const Operation::Inflight& f) {
+           const auto bytes = static_cast<int64_t>(op.publishes[f.publish].payload.size());
+           return bytes <= peers_[f.peer]->inline_limit() && plan.InboundOf(f.peer) >= 0;
+         });
+}
+
+// For its caller. Neighbours may still have to release what was sent to them.
+Status Executor::Complete(Operation* op, Status status) {
+  if (FailpointHit("engine.op_done") && status.ok()) {
+    status = absl::InternalError(op->ToString() + ": failpoint engine.op_done");
+  }
+  op->completed = true;
+  ++completed_;
+  Answered(op);
+  if (trace_->on()) {
+    trace_->Async(NameOf(op->op), op->name->name, TraceId(op->key, rank_, rank_, 0), op->started_ns,
+                  NowNs(), op->hooks == nullptr ? TraceDetail{} : TraceDetail{"step", op->step});
+  }
+  ++(status.ok() ? stats_->ops_done : stats_->ops_failed);
+  op->name->in_flight.store(false, std::memory_order_release);
+  if (op->work != nullptr) {
+    op->work->Complete(status);
+    finished_.push_back(std::move(op->work));
+    op->work = nullptr;
+  }
+  return status;
 }
 
 void Executor::Finish(Operation* op) {
@@ -789,24 +838,11 @@ void Executor::Finish(Operation* op) {
     }
   }
   Status status = op->failing ? op->failure : absl::OkStatus();
-  if (FailpointHit("engine.op_done") && status.ok()) {
-    status = absl::InternalError(op->ToString() + ": failpoint engine.op_done");
-  }
   match_.Remove(*op);
   active_.erase(std::find(active_.begin(), active_.end(), op));
-  Answered(op);
-  if (trace_->on()) {
-    trace_->Async(NameOf(op->op), op->name->name, TraceId(op->key, rank_, rank_, 0), op->started_ns,
-                  NowNs(), op->hooks == nullptr ? TraceDetail{} : TraceDetail{"step", op->step});
-  }
-  ++(status.ok() ? stats_->ops_done : stats_->ops_failed);
+  if (!op->completed) status = Complete(op, std::move(status));
+  --completed_;
   op->scratch_memory = nullptr;
-  op->name->in_flight.store(false, std::memory_order_release);
-  if (op->work != nullptr) {
-    op->work->Complete(status);
-    finished_.push_back(std::move(op->work));
-    op->work = nullptr;
-  }
   PluginHooks* hooks = op->hooks;
   op->hooks = nullptr;
   op->plan = nullptr;
@@ -956,7 +992,7 @@ int64_t Executor::CheckDeadlines(int64_t now) {
   int64_t next = INT64_MAX;
   sweep_.assign(active_.begin(), active_.end());  // What fails is taken out of active_.
   for (Operation* op : sweep_) {
-    if (!op->active || op->failing) continue;
+    if (!op->active || op->failing || op->completed) continue;
     if (!op->produce_open || !op->consume_open) continue;  // Waits for its own caller.
     const int64_t timeout = op->started_ns + config_.op_timeout_ms * kMillisecond;
     if (now >= timeout) {

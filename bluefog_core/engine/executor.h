@@ -60,7 +60,8 @@ class Executor {
   /// True if Run would find something to compute or, perhaps, to copy.
   bool runnable() const { return ready_units_ > 0 || may_stage_; }
   bool idle() const { return active_.empty() && outbox_count_ == 0 && refused_.empty(); }
-  size_t active_count() const { return active_.size(); }
+  /// Operations that somebody waits for.
+  int64_t active_count() const { return static_cast<int64_t>(active_.size()) - completed_; }
   /// Of the active ones, those whose result is still to come here.
   int64_t unanswered() const { return unanswered_; }
 
@@ -108,6 +109,8 @@ class Executor {
   void TryFetch(Operation* op);
   void ReleaseReceive(Operation* op, Operation::Receive& receive);
   void FinishIfQuiet(Operation* op);
+  bool Settled(const Operation& op) const;
+  Status Complete(Operation* op, Status status);
   void Finish(Operation* op);
   bool RunPublishes(Operation* op);
   bool Publish(Operation* op, int32_t unit, bool* moved);
@@ -150,6 +153,7 @@ class Executor {
   std::vector<std::unique_ptr<Operation>> slab_;
   std::vector<uint32_t> free_;
   std::vector<Operation*> active_;  ///< In order of submission.
+  int64_t completed_ = 0;           ///< Of the active ones.
   int64_t ready_units_ = 0, unanswered_ = 0;
   bool may_stage_ = false;  ///< A publish was put off for others to have their turn.
   std::vector<std::deque<Outgoing>> outbox_;

@@ -168,6 +168,7 @@ struct Operation : Submission {
   };
   uint32_t index = 0;  ///< In the executor's slab.
   bool active = false, failing = false;
+  bool completed = false;   ///< For its caller; releases may still be to come.
   bool unanswered = false;  ///< The result is still to come here, neighbours' releases aside.
   Status failure;
   std::vector<int32_t> pending;

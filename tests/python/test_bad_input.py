@@ -348,7 +348,7 @@ for graph in (one_way, bf.topology.one_peer_exponential(n)):
         assert all("nothing gets from rank 0 to rank 1" in line for line in lines[3:6])
         assert "W[0][1] = 0.5 but W[1][0] = 0" in lines[6]
         assert "changes with time" in lines[7]
-    assert "column 0 sums to 1.56667 instead of 1" in results[0].stderr
+    assert re.search(r"column 0 sums to 1\.56\d+ instead of 1", results[0].stderr)
     assert "no path leads from rank 0 to rank 1" in results[0].stderr
 
 

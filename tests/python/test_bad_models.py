@@ -158,8 +158,8 @@ def test_states_that_do_not_fit():
 def test_parameters_of_different_number_and_kind():
     odd = bf.rank() == 1
 
-    def param(*shape, **options):
-        return torch.nn.Parameter(torch.ones(*shape), **options)
+    def param(*shape, requires_grad=True, **options):
+        return torch.nn.Parameter(torch.ones(*shape, **options), requires_grad)
 
     def groups(names):
         return [{"params": [(name, param(2)) for name in names]}]
