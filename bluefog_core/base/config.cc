@@ -10,7 +10,6 @@
 #include <variant>
 
 #include "base/config_table.h"
-#include "base/hash.h"
 #include "base/log.h"
 
 namespace bluefog {
@@ -298,7 +297,6 @@ std::string Config::FingerprintText() const {
          " bucket_bytes=" + std::to_string(bucket_bytes);
 }
 
-uint64_t Config::Fingerprint() const { return StableHash().Add(FingerprintText()).value(); }
 
 StatusOr<std::vector<SettingInfo>> DescribeConfig(const Config& config) {
   const Config defaults;

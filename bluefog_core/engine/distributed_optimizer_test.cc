@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <thread>
 
 #include "engine/engine.h"
@@ -78,6 +79,37 @@ TEST(DistributedOptimizerTest, AStepUsesOneGraph) {
       x.assign(x.size(), static_cast<float>(r));
       ASSERT_TRUE((*made)->Step(bindings, {&hyper, 1}).ok());
       EXPECT_EQ(x[0], r == 0 ? 0.25f : 0.75f);
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+class Throwing final : public Optimizer {
+ public:
+  const Traits& traits() const override { return traits_; }
+  void Produce(const StepContext& ctx, std::span<const Segment>) override {
+    if (ctx.rank == 1) throw std::runtime_error("out of luck");
+  }
+  Status Consume(const StepContext&, std::span<const Segment>) override { return absl::OkStatus(); }
+
+ private:
+  const Traits traits_{.name = "throwing"};
+};
+
+TEST(DistributedOptimizerTest, AnExceptionOfAPluginIsAnErrorOfTheStep) {
+  auto comms = Make(2);
+  std::vector<std::thread> threads;
+  for (int r = 0; r < 2; ++r) {
+    threads.emplace_back([&, r] {
+      DistributedOptimizerOptions options = Options({100});
+      options.optimizer = std::make_unique<Throwing>();
+      auto made = DistributedOptimizer::Create(comms[r].get(), std::move(options));
+      ASSERT_TRUE(made.ok()) << made.status();
+      std::vector<float> x(100), g(100);
+      const ParameterBinding binding{.x = x.data(), .g = g.data()};
+      const Hyper hyper{.lr = 0.1};
+      const Status status = (*made)->Step({&binding, 1}, {&hyper, 1});
+      EXPECT_THAT(std::string(status.message()), HasSubstr("exception: out of luck"));
     });
   }
   for (std::thread& t : threads) t.join();

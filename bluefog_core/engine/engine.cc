@@ -244,20 +244,8 @@ NameEntry* Engine::Name(const std::string& name, bool automatic) {
     entry = std::make_unique<NameEntry>();
     entry->name = name;
     entry->hash = StableHash().Add(automatic).Add(std::string_view(name)).value();
-    entry->automatic = automatic;
   }
   return entry.get();
-}
-
-void Engine::Enqueue(Submission submission) {
-  {
-    MutexLock lock(inbox_mu_);
-    submission.key.name_hash = submission.name->hash;
-    submission.key.use = submission.name->next_use++;
-    inbox_.push_back({std::move(submission), nullptr});
-    inbox_filled_.store(true);
-  }
-  KickIfNeeded();
 }
 
 void Engine::Run(std::function<void(Executor&)> task) {

@@ -64,9 +64,7 @@ class Engine final : private transport::Receiver {
 
   // ---- For the optimizer and other users inside the engine.
   NameEntry* Name(const std::string& name, bool automatic) EXCLUDES(inbox_mu_);
-  /// Hands over a submission; its key's use is filled in here.
-  void Enqueue(Submission submission) EXCLUDES(inbox_mu_);
-  /// Runs `task` under the progress lock, after everything enqueued before.
+  /// Runs `task` under the progress lock, after everything submitted before.
   void Run(std::function<void(Executor&)> task) EXCLUDES(inbox_mu_);
   /// Waits for `completion`, driving progress first; false on time-out. `what` and `detail` are for
   /// the timeline.

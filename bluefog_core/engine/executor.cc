@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <sstream>
 
 #include "base/clock.h"
@@ -40,7 +41,6 @@ uint64_t TraceId(const Key& key, int from, int to, uint32_t message) {
   return StableHash()
       .Add(key.name_hash)
       .Add(key.use)
-      .Add(key.communicator)
       .Add(from)
       .Add(to)
       .Add(message)
@@ -60,6 +60,18 @@ std::span<T> FirstOf(std::vector<T>* memory, int count) {
   const auto n = static_cast<size_t>(count);
   if (memory->size() < n) memory->resize(n);
   return {memory->data(), n};
+}
+
+// Plugins, codecs and the heap may throw: no exception crosses the engine.
+template <typename Fn>
+auto Guarded(const Operation& op, Fn fn) -> decltype(fn()) {
+  try {
+    return fn();
+  } catch (const std::exception& e) {
+    return absl::InternalError(op.ToString() + ": exception: " + e.what());
+  } catch (...) {
+    return absl::InternalError(op.ToString() + ": exception of unknown type");
+  }
 }
 
 Status About(const Operation& op, const Status& status) {
@@ -636,7 +648,7 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
       Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.before_publish"));
       return true;
     }
-    StatusOr<bool> ready = Prepare(op, unit);
+    StatusOr<bool> ready = Guarded(*op, [&] { return Prepare(op, unit); });
     if (!ready.ok()) {
       Fail(op, ready.status());
       return true;
@@ -733,7 +745,8 @@ bool Executor::Run() {
     if (queue.size() == 0) continue;
     const int32_t u = queue.Pop();
     --ready_units_;
-    if (Status status = Compute(op, op->plan->units[u]); !status.ok()) {
+    const Status status = Guarded(*op, [&] { return Compute(op, op->plan->units[u]); });
+    if (!status.ok()) {
       Fail(op, status);
     } else if (op->broken.empty() && !op->failing) {
       ++op->computed;
@@ -886,7 +899,7 @@ void Executor::Condemn(NameEntry* name, const Status& status, std::span<const in
   }
   // Whoever only receives from here, and is through with what failed, would wait for the next one.
   WireHeader next;
-  next.key = {name->hash, match_.NextUse(name->hash), 0};
+  next.key = {name->hash, match_.NextUse(name->hash)};
   for (const int peer : tell) Abort(next, peer, status);
   FailUnfinished([name](const Operation& op) { return op.name == name; }, status);
 }

@@ -1,6 +1,6 @@
 // Replays schedules: takes an operation's units as they become runnable, stages and publishes
 // payloads, hands views to combines, runs plugins tile by tile, releases what was read. Used under
-// the progress lock; nothing here blocks.
+// the progress lock; nothing here waits for others. The first staged chunks reserve their memory.
 #pragma once
 
 #include <algorithm>
@@ -89,7 +89,6 @@ class Executor {
 
   /// Works whose last reference must go on a caller's thread.
   std::vector<std::shared_ptr<WorkImpl>>& finished() { return finished_; }
-  Match& match() { return match_; }
 
  private:
   struct Outgoing {

@@ -36,7 +36,7 @@ Operation* Match::Find(const Key& key) const {
   return nullptr;
 }
 
-uint32_t Match::NextUse(uint64_t name_hash) const {
+uint64_t Match::NextUse(uint64_t name_hash) const {
   const Name* name = Known(name_hash);
   return name == nullptr ? 0 : name->next_use;
 }

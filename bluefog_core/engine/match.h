@@ -42,7 +42,7 @@ class Match {
   void Store(Early early);
   /// Everything stored from `peer`, forgotten.
   void Forget(int peer, std::vector<Early>* views);
-  uint32_t NextUse(uint64_t name_hash) const;
+  uint64_t NextUse(uint64_t name_hash) const;
   /// From now on `name_hash` stands for failed operations only. Returns what came early for them.
   std::vector<Early> Condemn(uint64_t name_hash, const Status& status);
   /// Why operations of this name fail; Ok if they need not.
@@ -62,14 +62,14 @@ class Match {
 
   /// All that is known of a name, so that an operation costs one look-up and no allocation.
   struct Name {
-    uint32_t next_use = 0;  ///< Activated so far.
+    uint64_t next_use = 0;  ///< Activated so far.
     std::vector<Operation*> active;
     std::vector<Early> early;  ///< Of all uses to come.
     /// Of the last uses that ended here, by use modulo their number: as far as a neighbour can be
     /// behind with a question about one.
     struct Past {
       bool known = false;
-      uint32_t use = 0;
+      uint64_t use = 0;
       std::vector<int> destinations;  ///< Of its plan, which is large and would live on.
     };
     std::array<Past, 8> past;

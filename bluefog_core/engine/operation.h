@@ -81,11 +81,10 @@ class PluginHooks {
 struct NameEntry {
   std::string name;
   uint64_t hash = 0;
-  bool automatic = false;  ///< Made from the kind of operation: may be in flight several times.
   std::atomic<bool> in_flight{false};
   std::atomic<bool> proven{false};  ///< An operation succeeded.
   // Guarded by the engine's inbox mutex.
-  uint32_t next_use = 0;
+  uint64_t next_use = 0;
   std::string first_use;  ///< Operation and tensor of the first use; empty before.
   uint64_t first_hash = 0;
   // Under the progress lock: the description hash last sent, by peer.

@@ -61,14 +61,13 @@ StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule,
         auto it = std::find_if(plan->inbound.begin(), plan->inbound.end(),
                                [&](const Plan::Inbound& in) { return in.peer == step.peer; });
         if (it == plan->inbound.end()) {
-          plan->inbound.push_back({step.peer, {}, 0});
+          plan->inbound.push_back({step.peer, {}, 0.0f});
           it = plan->inbound.end() - 1;
         }
         if (static_cast<size_t>(step.message) >= it->receives.size()) {
           it->receives.resize(static_cast<size_t>(step.message) + 1, -1);
         }
         it->receives[static_cast<size_t>(step.message)] = u;
-        it->elements += step.range.count;
       } else if (step.kind == StepKind::kPublish) {
         unit.ordinal = plan->publishes++;
         plan->publish_units.push_back(u);

@@ -25,7 +25,6 @@ struct Plan {
   struct Inbound {
     int peer = -1;
     std::vector<int32_t> receives;
-    int64_t elements = 0;
     float weight = 0.0f;  ///< Of the topology for this edge; 0: of the call, nobody compares it.
   };
 

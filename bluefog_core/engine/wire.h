@@ -27,12 +27,8 @@ enum class MessageKind : uint8_t {
 /// never meet a later operation.
 struct Key {
   uint64_t name_hash = 0;
-  uint32_t use = 0;
-  uint32_t communicator = 0;
+  uint64_t use = 0;
   friend bool operator==(const Key&, const Key&) = default;
-};
-struct KeyHash {
-  size_t operator()(const Key& k) const { return k.name_hash * 0x9e3779b97f4a7c15ULL + k.use; }
 };
 
 struct WireHeader {

@@ -161,7 +161,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._communicator: Any = None
         self._core: Any = None
         self._slots: dict[torch.Tensor, _Slot] = {}
-        self._frozen: list[torch.Tensor] = []
         self._hooks: dict[torch.Tensor, Any] = {}
         self._hypers: list[tuple[float, float, float]] = []
         self._stepping = False  # From the first hook of a step to the end of step().
@@ -281,10 +280,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return next((name for name, p, _ in self._names() if p is param), "?")
 
     def _register(self, communicator: Any) -> None:
-        entries, slots, frozen = [], {}, []
+        entries, slots = [], {}
         for name, param, group in self._names():
             if not param.requires_grad:
-                frozen.append(param)
                 continue
             capsule = _adapter.export(param, f"{self._where}: parameter '{name}'")
             slots[param] = _Slot(len(entries), name, param)
@@ -307,7 +305,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             if not str(error).startswith("parameter "):
                 raise
             raise BluefogValueError(f"{self._where}: {error}") from None
-        self._communicator, self._slots, self._frozen = communicator, slots, frozen
+        self._communicator, self._slots = communicator, slots
         for param in [p for p in self._hooks if p not in slots]:
             self._hooks.pop(param).remove()
         if not self._overlap:
