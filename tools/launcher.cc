@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
@@ -16,8 +17,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <fstream>
-#include <iostream>
 #include <optional>
 
 #include "base/clock.h"
@@ -35,25 +36,58 @@ std::string SignalName(int signal) {
   return name == nullptr ? "signal " + std::to_string(signal) : std::string("SIG") + name;
 }
 
-void Say(const std::string& text) {
-  const std::string line = "bluefog run: " + text + "\n";
-  [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, line.data(), line.size());
-}
-
-bool WriteAll(int fd, const std::string& text) {
-  for (size_t done = 0; done < text.size();) {
-    const ssize_t n = write(fd, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EAGAIN) {  // A terminal that somebody else made non-blocking.
-      pollfd ready = {fd, POLLOUT, 0};
-      poll(&ready, 1, -1);
-    } else if (n < 0 && errno != EINTR) {
-      return false;
-    } else if (n > 0) {
-      done += static_cast<size_t>(n);
-    }
+/// Our own standard output and error, in order and piece by piece. No write waits: a pager may not
+/// read for hours, and signals want an answer meanwhile.
+class Output {
+ public:
+  void Add(int fd, std::string text) {
+    if (text.empty()) return;
+    bytes_ += text.size();
+    pieces_.push_back({fd, std::move(text)});
   }
-  return true;
-}
+  bool empty() const { return pieces_.empty(); }
+  // Nothing more should be added.
+  bool full() const { return bytes_ >= kMaxLine; }
+  // Where the first piece goes.
+  int fd() const { return pieces_.front().fd; }
+
+  // Writes what goes at once. False if a reader is gone; what is for it is dropped.
+  bool Flush() {
+    bool all_read = true;
+    while (!pieces_.empty()) {
+      const auto& [fd, text] = pieces_.front();
+      pollfd ready = {fd, POLLOUT, 0};
+      if (poll(&ready, 1, 0) == 0) break;
+      // A pipe that has room at all has it for so much.
+      const size_t most = std::min<size_t>(text.size() - done_, PIPE_BUF);
+      const ssize_t n = write(fd, text.data() + done_, most);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EAGAIN) break;
+      if (n < 0) {
+        all_read = false;
+        const int gone = fd;
+        std::erase_if(pieces_, [gone](const Piece& piece) { return piece.fd == gone; });
+        bytes_ = done_ = 0;
+        for (const Piece& piece : pieces_) bytes_ += piece.text.size();
+        continue;
+      }
+      done_ += static_cast<size_t>(n);
+      if (done_ < text.size()) continue;
+      bytes_ -= text.size();
+      done_ = 0;
+      pieces_.pop_front();
+    }
+    return all_read;
+  }
+
+ private:
+  struct Piece {
+    int fd;
+    std::string text;
+  };
+  std::deque<Piece> pieces_;
+  size_t bytes_ = 0, done_ = 0;  // Of all; of the first, written.
+};
 
 /// One output stream of one rank: whole lines go on, with the tag in front.
 struct Stream {
@@ -61,8 +95,7 @@ struct Stream {
   int to = -1;
   std::string tag, pending;
 
-  // False if the reader of our own output is gone.
-  bool Forward(bool at_end) {
+  void Forward(Output& output, bool at_end) {
     std::string out;
     size_t begin = 0;
     for (size_t i = 0; i < pending.size(); ++i) {
@@ -78,25 +111,24 @@ struct Stream {
       out += tag + pending + "\n";
       pending.clear();
     }
-    return WriteAll(to, out);
+    output.Add(to, std::move(out));
   }
 
-  // Takes what lies in the pipe. False if the reader of our own output is gone.
-  bool Drain() {
+  // Takes what lies in the pipe, as far as there is room.
+  void Drain(Output& output) {
     std::array<char, 64 << 10> bytes;
-    while (from >= 0) {
+    while (from >= 0 && !output.full()) {
       const ssize_t n = read(from, bytes.data(), bytes.size());
       if (n < 0 && errno == EINTR) continue;
-      if (n < 0 && errno == EAGAIN) return Forward(false);
+      if (n < 0 && errno == EAGAIN) return Forward(output, false);
       if (n <= 0) {
         close(from);
         from = -1;
-        return Forward(true);
+        return Forward(output, true);
       }
       pending.append(bytes.data(), static_cast<size_t>(n));
-      if (!Forward(false)) return false;
+      Forward(output, false);
     }
-    return true;
   }
 };
 
@@ -205,18 +237,19 @@ class Launcher {
     std::vector<Stream*> streams;
     for (Rank& rank : ranks_) {
       for (Stream* stream : {&rank.out, &rank.err}) {
-        if (stream->from < 0) continue;
+        if (stream->from < 0 || output_.full()) continue;
         fds.push_back({stream->from, POLLIN, 0});
         streams.push_back(stream);
       }
     }
+    if (!output_.empty()) fds.push_back({output_.fd(), POLLOUT, 0});
     int timeout_ms = -1;
     if (next_signal_ != 0) {
       timeout_ms = static_cast<int>(std::max<int64_t>(0, (due_ns_ - NowNs()) / 1'000'000 + 1));
     }
     poll(fds.data(), fds.size(), timeout_ms);
     for (size_t i = 0; i < streams.size(); ++i) {
-      if (fds[i + 1].revents != 0 && !streams[i]->Drain()) ReaderGone();
+      if (fds[i + 1].revents != 0) streams[i]->Drain(output_);
     }
     signalfd_siginfo info;
     while (read(signals_, &info, sizeof(info)) == sizeof(info)) {
@@ -224,7 +257,10 @@ class Launcher {
     }
     LookForEnded();
     if (next_signal_ != 0 && NowNs() >= due_ns_) Stop(next_signal_);
+    if (!output_.Flush()) ReaderGone();
   }
+
+  void Say(const std::string& text) { output_.Add(STDERR_FILENO, "bluefog run: " + text + "\n"); }
 
   void LookForEnded() {
     for (size_t r = 0; r < ranks_.size(); ++r) {
@@ -237,9 +273,7 @@ class Launcher {
         continue;
       }
       rank.ended = true;
-      for (Stream* stream : {&rank.out, &rank.err}) {
-        if (!stream->Drain()) ReaderGone();
-      }
+      for (Stream* stream : {&rank.out, &rank.err}) stream->Drain(output_);
       const bool killed = info.si_code != CLD_EXITED;
       if (!killed && info.si_status == 0) continue;
       const std::string how = "rank " + std::to_string(r) +
@@ -306,8 +340,27 @@ class Launcher {
     for (Rank& rank : ranks_) {
       if (rank.pid > 0) waitpid(rank.pid, nullptr, 0);
       for (Stream* stream : {&rank.out, &rank.err}) {
-        stream->Drain();
-        if (stream->from >= 0) stream->Forward(true);
+        for (stream->Drain(output_); output_.full(); stream->Drain(output_)) {
+          if (!FlushAll()) return;
+        }
+        if (stream->from >= 0) stream->Forward(output_, true);
+      }
+    }
+    FlushAll();
+  }
+
+  // False if the reader took too long after a Ctrl-C, or one came while it was waited for.
+  bool FlushAll() {
+    while (true) {
+      if (!output_.Flush() && !exit_code_) exit_code_ = 128 + SIGPIPE;
+      if (output_.empty()) return true;
+      pollfd fds[] = {{output_.fd(), POLLOUT, 0}, {signals_, POLLIN, 0}};
+      if (poll(fds, 2, interrupted_ ? 1000 : -1) == 0) return false;
+      signalfd_siginfo info;
+      while (read(signals_, &info, sizeof(info)) == sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD) continue;
+        if (!exit_code_) exit_code_ = 128 + static_cast<int>(info.ssi_signo);
+        return false;
       }
     }
   }
@@ -316,6 +369,7 @@ class Launcher {
   std::vector<Rank> ranks_;
   sigset_t inherited_mask_;
   int signals_ = -1;
+  Output output_;
   std::optional<int> exit_code_;  // Set by what ended the job first.
   bool interrupted_ = false;
   int next_signal_ = 0;  // To be sent at due_ns_; 0: none.

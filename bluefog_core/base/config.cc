@@ -10,7 +10,6 @@
 #include <variant>
 
 #include "base/config_table.h"
-#include "base/hash.h"
 #include "base/log.h"
 
 namespace bluefog {
@@ -35,7 +34,7 @@ constexpr int64_t kMaxMs =
 constexpr int64_t kMaxRanks = 1 << 20;
 
 const Setting kSettings[] = {
-    {"BLUEFOG_EAGER_BYTES", &Config::eager_bytes, Kind::kSize, 0, kGi,
+    {"BLUEFOG_EAGER_BYTES", &Config::eager_bytes, Kind::kSize, 0, 128 * kKi,
      "messages up to this size leave without waiting for the receiver's post; equal on all ranks"},
     {"BLUEFOG_CHUNK_BYTES", &Config::chunk_bytes, Kind::kSize, kKi, kGi,
      "unit on the wire; equal on all ranks"},
@@ -298,7 +297,6 @@ std::string Config::FingerprintText() const {
          " bucket_bytes=" + std::to_string(bucket_bytes);
 }
 
-uint64_t Config::Fingerprint() const { return StableHash().Add(FingerprintText()).value(); }
 
 StatusOr<std::vector<SettingInfo>> DescribeConfig(const Config& config) {
   const Config defaults;

@@ -132,12 +132,11 @@ TEST(Config, FingerprintCoversWhatMustBeEqualOnAllRanksAndNothingElse) {
   other.rank = 3;
   other.log_level = "off";
   other.drive_us = 0;
-  EXPECT_EQ(other.Fingerprint(), base.Fingerprint());
+  EXPECT_EQ(other.FingerprintText(), base.FingerprintText());
   for (int64_t Config::*field :
        {&Config::eager_bytes, &Config::chunk_bytes, &Config::bucket_bytes}) {
     Config changed = base;
     changed.*field *= 2;
-    EXPECT_NE(changed.Fingerprint(), base.Fingerprint());
     EXPECT_NE(changed.FingerprintText(), base.FingerprintText());
   }
 }

@@ -22,15 +22,6 @@ std::string Join(const std::array<int64_t, kMaxDims>& values, int n) {
 /// frameworks fill it in as they like: only the others tell the memory order.
 bool StrideMatters(const TensorView& t, int dim) { return t.count > 0 && t.shape[dim] != 1; }
 
-bool IsContiguous(const TensorView& t, int dims) {
-  int64_t expected = 1;
-  for (int i = dims - 1; i >= 0; --i) {
-    if (StrideMatters(t, i) && t.strides[i] != expected) return false;
-    if (__builtin_mul_overflow(expected, t.shape[i], &expected)) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 const char* NameOf(DType dtype) {
@@ -99,6 +90,15 @@ Status TensorView::CheckDense() const {
   return absl::OkStatus();
 }
 
+bool TensorView::IsContiguous() const {
+  int64_t expected = 1;
+  for (int i = std::clamp<int>(ndim, 0, kMaxDims) - 1; i >= 0; --i) {
+    if (StrideMatters(*this, i) && strides[i] != expected) return false;
+    if (__builtin_mul_overflow(expected, shape[i], &expected)) return false;
+  }
+  return true;
+}
+
 uint32_t TensorView::LayoutHash() const {
   StableHash hash;
   hash.Add(dtype).Add(ndim);
@@ -113,7 +113,7 @@ uint32_t TensorView::LayoutHash() const {
 std::string TensorView::ToString() const {
   const int dims = std::clamp<int>(ndim, 0, kMaxDims);
   std::string out = std::string(NameOf(dtype)) + "[" + Join(shape, dims) + "]";
-  if (!IsContiguous(*this, dims)) out += " strides (" + Join(strides, dims) + ")";
+  if (!IsContiguous()) out += " strides (" + Join(strides, dims) + ")";
   return out;
 }
 

@@ -44,7 +44,7 @@ void BucketStep::Start(Executor* executor) {
   const int64_t es = SizeOf(bucket_->dtype);
   op->op = Op::kOptimizer;
   op->name = bucket_->name;
-  op->key = {bucket_->name->hash, bucket_->uses++, 0};
+  op->key = {bucket_->name->hash, bucket_->uses++};
   op->plan = plan_;
   op->input = TensorView::Of(nullptr, bucket_->count, bucket_->dtype);
   op->layout_hash = op->input.LayoutHash();

@@ -54,7 +54,7 @@ struct Bucket {
   DType dtype = DType::kFloat32;
   int group = 0;
   NameEntry* name = nullptr;
-  uint32_t uses = 0;
+  uint64_t uses = 0;
   /// Payload slots in the arena: two steps, each all payloads; and the averages where they are
   /// kept.
   static constexpr int kDepth = 2;

@@ -8,7 +8,12 @@
 
 namespace bluefog {
 Communicator::Communicator(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
-Communicator::~Communicator() = default;
+Communicator::~Communicator() {
+  // Of a forked child nothing is its own: not the threads, and not the files, which it would end.
+  if (engine_ != nullptr && engine_->in_forked_child()) {
+    [[maybe_unused]] Engine* const left_alone = engine_.release();
+  }
+}
 
 StatusOr<std::unique_ptr<Communicator>> Communicator::Create() {
   StatusOr<Config> config = Config::FromEnvironment();
@@ -33,7 +38,7 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
     shm.rank = place->rank;
     shm.size = place->size;
     shm.job_id = place->job_id;
-    shm.inline_limit = options.config.eager_bytes;
+    shm.inline_limit = InlineLimit(options.config);
     auto made = transport::MakeShm(shm, engine->arena(), engine->receiver());
     if (!made.ok()) return made.status();
     transport = *std::move(made);

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <map>
+#include <set>
 #include <sstream>
 #include <utility>
 
@@ -43,13 +44,18 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   bool delayed() const { return traits().consume == ConsumeTrigger::kNextGradient; }
   std::string Where(int param) const;
   void AwaitQuiet();
+  /// Runs `task` under the progress lock and returns when it, and what ran before it, has returned.
+  void UnderTheLock(std::function<void(Executor&)> task);
   void MakeBuckets();
   Status AllocateSlots();
   Status AgreeOnParameters();
   StatusOr<std::vector<int64_t>> Gather(const std::vector<int64_t>& mine, const char* what);
   Status Open(std::span<const Hyper> hypers);
-  Status TopologyAt(int64_t step, std::shared_ptr<const TopologySequence>* topology);
+  /// Finds and checks the topology of `step`, for all of its buckets.
+  Status UseTopologyOf(int64_t step);
   Status SubmitBucket(Bucket& bucket, int64_t step, bool consume_open);
+  /// The step cannot go on here: nobody is to wait for it, nor for a later one.
+  void GiveUp(const Status& status);
   void MeasureModel();
   Status Failure();
 
@@ -65,7 +71,8 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   bool has_delayed_ = false;  ///< The averages of the step before wait to be consumed.
   int64_t bytes_pinned_ = 0;
   std::map<int64_t, std::shared_ptr<const TopologySequence>> topologies_;  ///< From step on.
-  std::shared_ptr<const TopologySequence> checked_;
+  /// Of the step under way, whatever is set meanwhile; the last one that was checked.
+  std::shared_ptr<const TopologySequence> topology_;
 };
 
 DistributedOptimizerImpl::DistributedOptimizerImpl(Engine* engine,
@@ -78,24 +85,37 @@ DistributedOptimizerImpl::DistributedOptimizerImpl(Engine* engine,
 
 DistributedOptimizerImpl::~DistributedOptimizerImpl() {
   if (!shared_.engine->CheckUsable("").ok()) return;  // Shut down: nothing is in flight. Or forked.
+  if (shared_.plugin == nullptr) return;
   // The exchange of the last step is still the neighbours' business: theirs would fail with it.
   if (delayed() && !in_step_) AwaitQuiet();
-  if (shared_.in_flight.load() == 0) return;
-  Completion done;
-  shared_.quiet.Reset();
-  shared_.engine->Run([&](Executor& executor) {
-    executor.FailUnfinished(
-        [&](const Operation& op) {
-          return std::any_of(buckets_.begin(), buckets_.end(),
-                             [&](const auto& b) { return op.name == b->name; });
-        },
-        absl::AbortedError("the optimizer was destroyed with a step under way"));
-    done.Set();
+  if (shared_.in_flight.load() > 0) {
+    shared_.quiet.Reset();
+    UnderTheLock([this](Executor& executor) {
+      executor.FailUnfinished(
+          [this](const Operation& op) {
+            return std::any_of(buckets_.begin(), buckets_.end(),
+                               [&](const auto& b) { return op.name == b->name; });
+          },
+          absl::AbortedError("the optimizer was destroyed with a step under way"));
+    });
+    while (shared_.in_flight.load() > 0 && shared_.engine->CheckUsable("").ok()) {
+      shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), title_);
+      if (shared_.in_flight.load() > 0) shared_.quiet.Reset();
+    }
+  }
+  // The last OnDone has counted, and may not have returned.
+  UnderTheLock([](Executor&) {});
+}
+
+void DistributedOptimizerImpl::UnderTheLock(std::function<void(Executor&)> task) {
+  // Shared: whoever sets it still looks at it when the waiter has gone on.
+  const auto done = std::make_shared<Completion>();
+  shared_.engine->Run([task = std::move(task), done](Executor& executor) {
+    task(executor);
+    done->Set();
   });
-  shared_.engine->Wait(done, std::chrono::nanoseconds::max(), title_);
-  while (shared_.in_flight.load() > 0 && shared_.engine->CheckUsable("").ok()) {
-    shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), title_);
-    if (shared_.in_flight.load() > 0) shared_.quiet.Reset();
+  // Who waits drives, so it comes also when the communicator is shut down meanwhile.
+  while (!shared_.engine->Wait(*done, std::chrono::milliseconds(100), title_)) {
   }
 }
 
@@ -146,8 +166,7 @@ Status DistributedOptimizerImpl::Init() {
   }
   // Agreement first: buckets of different lengths would only say that something differs.
   if (Status s = AgreeOnParameters(); !s.ok()) return s;
-  std::shared_ptr<const TopologySequence> topology;
-  if (Status s = TopologyAt(step_, &topology); !s.ok()) return s;
+  if (Status s = UseTopologyOf(step_); !s.ok()) return s;
   MakeBuckets();
   return AllocateSlots();
 }
@@ -221,17 +240,25 @@ StatusOr<std::vector<int64_t>> DistributedOptimizerImpl::Gather(const std::vecto
   OpSpec spec;
   spec.op = Op::kAllgather;
   spec.name = shared_.name + "." + what;
-  spec.input = TensorView::Of(const_cast<int64_t*>(mine.data()), static_cast<int64_t>(mine.size()),
+  // The engine's until the operation is over, which it may not be when this one gives up.
+  struct Memory {
+    std::vector<int64_t> mine, all;
+  };
+  const auto memory = std::make_shared<Memory>();
+  memory->mine = mine;
+  memory->all.resize(mine.size() * static_cast<size_t>(shared_.engine->place().size));
+  spec.input = TensorView::Of(memory->mine.data(), static_cast<int64_t>(mine.size()),
                               DType::kInt64);
-  std::vector<int64_t> all(mine.size() * static_cast<size_t>(shared_.engine->place().size));
-  spec.output = TensorView::Of(all.data(), static_cast<int64_t>(all.size()), DType::kInt64);
+  spec.output = TensorView::Of(memory->all.data(), static_cast<int64_t>(memory->all.size()),
+                               DType::kInt64);
+  spec.keep_alive = memory;
   StatusOr<std::shared_ptr<Work>> work = shared_.engine->Submit(std::move(spec));
   if (!work.ok()) return work.status();
   while (true) {
     const Status s = (*work)->Wait(std::chrono::milliseconds(100));
     if ((*work)->done()) {
       if (!s.ok()) return s;
-      return all;
+      return std::move(memory->all);
     }
     if (options_.interrupted && options_.interrupted()) {
       return absl::CancelledError("interrupted while the ranks agree on the optimizer");
@@ -356,22 +383,22 @@ Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySeque
   return absl::OkStatus();
 }
 
-Status DistributedOptimizerImpl::TopologyAt(int64_t step,
-                                            std::shared_ptr<const TopologySequence>* topology) {
+Status DistributedOptimizerImpl::UseTopologyOf(int64_t step) {
   const auto it = topologies_.upper_bound(step);
-  *topology = it == topologies_.begin() ? shared_.engine->topology() : std::prev(it)->second;
-  if (*topology == checked_) return absl::OkStatus();
-  if ((*topology)->size() != shared_.engine->place().size) {
-    return absl::InvalidArgumentError(traits().name + ": the topology '" + (*topology)->name() +
-                                      "' has " + std::to_string((*topology)->size()) +
+  std::shared_ptr<const TopologySequence> topology =
+      it == topologies_.begin() ? shared_.engine->topology() : std::prev(it)->second;
+  if (topology == topology_) return absl::OkStatus();
+  if (topology->size() != shared_.engine->place().size) {
+    return absl::InvalidArgumentError(traits().name + ": the topology '" + topology->name() +
+                                      "' has " + std::to_string(topology->size()) +
                                       " ranks, the job has " +
                                       std::to_string(shared_.engine->place().size));
   }
-  if (Status s = CheckTopology(traits(), **topology); !s.ok()) {
+  if (Status s = CheckTopology(traits(), *topology); !s.ok()) {
     if (!options_.allow_unstable) return s;
     BLUEFOG_LOG(kWarning) << s.message() << " (allowed by allow_unstable)";
   }
-  checked_ = *topology;
+  topology_ = std::move(topology);
   return absl::OkStatus();
 }
 
@@ -416,8 +443,9 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
       return absl::InvalidArgumentError(text.str());
     }
   }
-  std::shared_ptr<const TopologySequence> topology;
-  if (Status s = TopologyAt(step_, &topology); !s.ok()) return s;
+  if (!has_early_) {
+    if (Status s = UseTopologyOf(step_); !s.ok()) return s;
+  }
   in_step_ = true;
   begun_ = false;
   shared_.hypers.assign(hypers.begin(), hypers.end());
@@ -448,6 +476,20 @@ Status DistributedOptimizerImpl::Failure() {
   return shared_.failure;
 }
 
+void DistributedOptimizerImpl::GiveUp(const Status& status) {
+  shared_.Fail(status);
+  const Neighborhood& around = topology_->at(step_).neighborhood(shared_.engine->place().rank);
+  std::set<int> peers;
+  for (const auto* edges : {&around.in, &around.out}) {
+    for (const Edge& e : *edges) peers.insert(e.rank);
+  }
+  UnderTheLock([&](Executor& executor) {
+    for (NameEntry* const name : shared_.bucket_names) {
+      executor.Condemn(name, status, std::vector<int>(peers.begin(), peers.end()));
+    }
+  });
+}
+
 Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool consume_open) {
   const control::Place& place = shared_.engine->place();
   const StepPlan exchanges = shared_.plugin->Plan(step);
@@ -471,7 +513,6 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   StableHash hash;
   const Hyper& hyper = shared_.hypers[static_cast<size_t>(bucket.group)];
   hash.Add(step).Add(hyper.lr).Add(hyper.momentum).Add(hyper.weight_decay);
-  std::shared_ptr<const TopologySequence> topology;
   if (!exchanges.empty()) {
     const Exchange& e = *exchanges.begin();
     uint32_t payloads = 0;
@@ -495,8 +536,7 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
     }
     request.collective = e.collective;
     hash.Add(e.collective).Add(e.round);
-    if (Status s = TopologyAt(step, &topology); !s.ok()) return s;
-    request.neighborhood = &topology->at(e.round).neighborhood(place.rank);
+    request.neighborhood = &topology_->at(e.round).neighborhood(place.rank);
   }
   StatusOr<std::shared_ptr<const Plan>> plan = shared_.engine->planner().Get(request);
   if (!plan.ok()) return plan.status();
@@ -627,7 +667,8 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
                           traits().measure_scope != MeasureScope::kModel;
     if (!bucket->submitted) {
       if (Status s = SubmitBucket(*bucket, step_, true); !s.ok()) {
-        shared_.Fail(s);
+        in_step_ = begun_ = false;  // There is nothing to wait for.
+        GiveUp(s);
         return s;
       }
     } else if (!complete || traits().consume == ConsumeTrigger::kStep) {
@@ -662,9 +703,13 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
     shared_.produced.Set();
     shared_.consumed.Set();
   }
+  if (Status s = UseTopologyOf(step_); !s.ok()) {
+    GiveUp(s);
+    return absl::OkStatus();
+  }
   for (auto& bucket : buckets_) {
     if (Status s = SubmitBucket(*bucket, step_, false); !s.ok()) {
-      shared_.Fail(s);
+      GiveUp(s);
       return absl::OkStatus();
     }
   }

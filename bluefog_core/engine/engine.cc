@@ -168,7 +168,7 @@ void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANAL
 }
 
 void Engine::Shutdown(const std::function<bool()>& interrupted) {
-  if (down_.exchange(true)) return;
+  if (in_forked_child() || down_.exchange(true)) return;
   if (thread_.joinable()) {
     // What is complete here but for the neighbours' releases may linger; the rest nobody will wait
     // for.
@@ -207,8 +207,7 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
     MutexLock lock(progress_mu_);
     executor_.FailAll(absl::FailedPreconditionError("the communicator was shut down"));
     ProgressLocked();
-    executor_.SetPeers(
-        std::vector<transport::Transport*>(static_cast<size_t>(place_.size), nullptr));
+    executor_.LosePeers(absl::FailedPreconditionError("the communicator was shut down"));
     transport_.reset();
   }
   DropFinished();
@@ -245,20 +244,8 @@ NameEntry* Engine::Name(const std::string& name, bool automatic) {
     entry = std::make_unique<NameEntry>();
     entry->name = name;
     entry->hash = StableHash().Add(automatic).Add(std::string_view(name)).value();
-    entry->automatic = automatic;
   }
   return entry.get();
-}
-
-void Engine::Enqueue(Submission submission) {
-  {
-    MutexLock lock(inbox_mu_);
-    submission.key.name_hash = submission.name->hash;
-    submission.key.use = submission.name->next_use++;
-    inbox_.push_back({std::move(submission), nullptr});
-    inbox_filled_.store(true);
-  }
-  KickIfNeeded();
 }
 
 void Engine::Run(std::function<void(Executor&)> task) {

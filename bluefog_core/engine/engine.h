@@ -57,17 +57,14 @@ class Engine final : private transport::Receiver {
   Trace& trace() { return trace_; }
   EngineStats stats();
   Status status();
-  bool usable() const {
-    return ForkGeneration() == fork_generation_ && !down_.load(std::memory_order_relaxed);
-  }
+  bool in_forked_child() const { return ForkGeneration() != fork_generation_; }
+  bool usable() const { return !in_forked_child() && !down_.load(std::memory_order_relaxed); }
   /// Ok unless the engine is shut down or this process is a forked child.
   Status CheckUsable(const std::string& what) const;
 
   // ---- For the optimizer and other users inside the engine.
   NameEntry* Name(const std::string& name, bool automatic) EXCLUDES(inbox_mu_);
-  /// Hands over a submission; its key's use is filled in here.
-  void Enqueue(Submission submission) EXCLUDES(inbox_mu_);
-  /// Runs `task` under the progress lock, after everything enqueued before.
+  /// Runs `task` under the progress lock, after everything submitted before.
   void Run(std::function<void(Executor&)> task) EXCLUDES(inbox_mu_);
   /// Waits for `completion`, driving progress first; false on time-out. `what` and `detail` are for
   /// the timeline.

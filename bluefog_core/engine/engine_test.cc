@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <thread>
@@ -191,38 +192,6 @@ TEST_P(EngineTest, AMismatchNamesBothValuesOnBothRanksAndLeavesNothingBehind) {
   }
 }
 
-TEST_P(EngineTest, ASendToARankThatDoesNotListenFailsOnBoth) {
-  Make(3);
-  SetTopology(TopologySequence(*Ring(3)));
-  for (const int64_t count : {10, 50'000}) {
-    OnRanks([&](int r) {
-      std::vector<double> x(count, r);
-      OpSpec spec = Spec(Op::kNeighborAllreduce, x);
-      MixingWeights weights;
-      weights.self_weight = 0.5;
-      if (r == 0) weights.dst = std::vector<Edge>{{1, 1.0}};
-      if (r != 0) weights.dst = std::vector<Edge>{};
-      if (r == 2) weights.dst = std::vector<Edge>{{0, 1.0}};
-      if (r == 0) weights.src = {{2, 0.5}};
-      spec.weights = weights;
-      auto y = Run(r, spec);
-      // Rank 0 sends to 1, which does not expect it (and may have finished already: it waits for
-      // nobody).
-      if (r == 0) {
-        ASSERT_FALSE(y.ok()) << r;
-        EXPECT_THAT(std::string(y.status().message()), HasSubstr("rank 0"));
-        EXPECT_THAT(std::string(y.status().message()), HasSubstr("rank 1"));
-      }
-    });
-    OnRanks([&](int r) {
-      std::vector<double> x(count, r);
-      auto y = Run(r, Spec(Op::kNeighborAllreduce, x));
-      ASSERT_TRUE(y.ok()) << y.status();
-      EXPECT_EQ((*y)[3], 1.0);
-    });
-  }
-}
-
 TEST_P(EngineTest, DynamicCallsWithWeightsOfBothEnds) {
   Make(4);
   OnRanks([&](int r) {
@@ -241,6 +210,33 @@ TEST_P(EngineTest, DynamicCallsWithWeightsOfBothEnds) {
       EXPECT_DOUBLE_EQ((*y)[5], 0.25 * (r + 1) + 2.0 * 0.5 * j * j);
     }
   });
+}
+
+TEST_P(EngineTest, AnOutputWithAnotherMemoryOrderIsRefused) {
+  Make(1);
+  std::vector<double> x(6, 1.0), y(6, 0.0);
+  OpSpec spec = Spec(Op::kAllreduce, x);
+  spec.output = TensorView::Of(y.data(), 6);
+  spec.input.ndim = spec.output.ndim = 2;
+  spec.input.shape = spec.output.shape = {2, 3};
+  spec.input.strides = {1, 2};
+  spec.output.strides = {3, 1};
+  for (const Op op : {Op::kAllreduce, Op::kNeighborAllreduce, Op::kBroadcast}) {
+    spec.op = op;
+    const auto work = comms_[0]->Submit(spec);
+    ASSERT_FALSE(work.ok()) << NameOf(op);
+    EXPECT_THAT(std::string(work.status().message()),
+                ::testing::AllOf(HasSubstr("output is float64[2, 3], input is"),
+                                 HasSubstr("strides (1, 2)")));
+  }
+  spec.op = Op::kAllgather;
+  EXPECT_THAT(std::string(comms_[0]->Submit(spec).status().message()),
+              HasSubstr("input float64[2, 3] strides (1, 2) is not contiguous"));
+  std::swap(spec.input.strides, spec.output.strides);
+  EXPECT_THAT(std::string(comms_[0]->Submit(spec).status().message()),
+              HasSubstr("output float64[2, 3] strides (1, 2) is not contiguous"));
+  spec.output.strides = spec.input.strides;
+  EXPECT_TRUE(Run(0, spec).ok());
 }
 
 TEST_P(EngineTest, ADuplicateNameInFlightIsRefused) {
@@ -314,6 +310,56 @@ TEST_P(EngineTest, WhatARankSentBeforeItLeftCountsAndOfADeadOneNothing) {
     EXPECT_THAT(std::string(late.status().message()),
                 ::testing::AllOf(HasSubstr("broadcast 'late'"), HasSubstr("rank 0 has left")));
     comms_.clear();
+  }
+}
+
+// A caller that was past all checks when another thread shut the communicator down.
+TEST_P(EngineTest, WhatIsSubmittedWhileTheCommunicatorShutsDownFails) {
+  Make(2);
+  std::vector<double> x(4, 1.0);
+  Engine* const engine = comms_[0]->engine();
+  Planner::Request request;
+  request.op = Op::kAllreduce;
+  request.count = 4;
+  request.element_bytes = 8;
+  Submission late;
+  late.op = request.op;
+  late.name = engine->Name("late", false);
+  late.key.name_hash = late.name->hash;
+  late.plan = *engine->planner().Get(request);
+  late.input = TensorView::Of(x.data(), 4);
+  late.in[0] = late.out[0] = reinterpret_cast<std::byte*>(x.data());
+  late.work = std::make_shared<WorkImpl>(engine, late.name);
+  comms_[0]->Shutdown();
+  engine->Run([&](Executor& executor) {
+    Operation* op = executor.NewOperation();
+    static_cast<Submission&>(*op) = late;
+    executor.Start(op);
+  });
+  Completion never;
+  engine->Wait(never, std::chrono::milliseconds(1), "the inbox");
+  ASSERT_TRUE(late.work->done());
+  EXPECT_THAT(std::string(late.work->Wait(std::chrono::seconds(1)).message()),
+              HasSubstr("shut down"));
+}
+
+TEST(WorkTest, ManyThreadsThatWaitReleaseTheTensorOnce) {
+  NameEntry name;
+  for (int i = 0; i < 2000; ++i) {
+    std::atomic<int> released{0}, ready{0};
+    WorkImpl work(nullptr, &name);
+    work.BindKeepAlive(std::shared_ptr<void>(&released, [&](void*) { ++released; }));
+    work.Complete(absl::OkStatus());
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 2; ++t) {
+      threads.emplace_back([&] {
+        for (++ready; ready.load() < 2;) {
+        }
+        EXPECT_TRUE(work.Wait(std::chrono::seconds(1)).ok());
+      });
+    }
+    for (std::thread& t : threads) t.join();
+    ASSERT_EQ(released.load(), 1);
   }
 }
 

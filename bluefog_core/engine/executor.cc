@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <sstream>
 
 #include "base/clock.h"
@@ -40,7 +41,6 @@ uint64_t TraceId(const Key& key, int from, int to, uint32_t message) {
   return StableHash()
       .Add(key.name_hash)
       .Add(key.use)
-      .Add(key.communicator)
       .Add(from)
       .Add(to)
       .Add(message)
@@ -60,6 +60,18 @@ std::span<T> FirstOf(std::vector<T>* memory, int count) {
   const auto n = static_cast<size_t>(count);
   if (memory->size() < n) memory->resize(n);
   return {memory->data(), n};
+}
+
+// Plugins, codecs and the heap may throw: no exception crosses the engine.
+template <typename Fn>
+auto Guarded(const Operation& op, Fn fn) -> decltype(fn()) {
+  try {
+    return fn();
+  } catch (const std::exception& e) {
+    return absl::InternalError(op.ToString() + ": exception: " + e.what());
+  } catch (...) {
+    return absl::InternalError(op.ToString() + ": exception of unknown type");
+  }
 }
 
 Status About(const Operation& op, const Status& status) {
@@ -343,7 +355,10 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
             : std::string(reinterpret_cast<const char*>(view.data), static_cast<size_t>(view.size));
     drop();
     if (op->completed) return;  // Too late; what is still out will be released all the same.
-    Fail(op, Status(static_cast<absl::StatusCode>(header.code), text), peer);
+    // "Ok" is no reason to give up.
+    const auto code = header.code == 0 ? absl::StatusCode::kInternal
+                                       : static_cast<absl::StatusCode>(header.code);
+    Fail(op, Status(code, text), peer);
     return;
   }
   if (op->failing) return refuse(op->failure);
@@ -369,6 +384,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
         ", which does not expect it. Both ends of an edge must name each other"));
   }
   if (header.kind == MessageKind::kPost) return drop();
+  if (Status same = match_.CompareEdge(*op, peer, plan.inbound[in].weight, header); !same.ok()) {
+    return refuse(same);
+  }
   const std::vector<int32_t>& receives = plan.inbound[in].receives;
   const int32_t u = header.message < receives.size() ? receives[header.message] : -1;
   const Step* step = u < 0 ? nullptr : &plan.schedule.steps[plan.units[u].first];
@@ -630,7 +648,7 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
       Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.before_publish"));
       return true;
     }
-    StatusOr<bool> ready = Prepare(op, unit);
+    StatusOr<bool> ready = Guarded(*op, [&] { return Prepare(op, unit); });
     if (!ready.ok()) {
       Fail(op, ready.status());
       return true;
@@ -649,6 +667,9 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     const collective::Target& target = step.targets[t];
     header.message = static_cast<uint32_t>(target.message);
     header.weight = target.weight;
+    if (const std::vector<float>& weights = op->plan->edge_weights; !weights.empty()) {
+      header.edge_weight = weights[op->plan->DestinationOf(target.peer)];
+    }
     const int64_t begin_ns = trace_->on() ? NowNs() : 0;
     const SendResult sent =
         FlushOutbox(target.peer)
@@ -724,7 +745,8 @@ bool Executor::Run() {
     if (queue.size() == 0) continue;
     const int32_t u = queue.Pop();
     --ready_units_;
-    if (Status status = Compute(op, op->plan->units[u]); !status.ok()) {
+    const Status status = Guarded(*op, [&] { return Compute(op, op->plan->units[u]); });
+    if (!status.ok()) {
       Fail(op, status);
     } else if (op->broken.empty() && !op->failing) {
       ++op->computed;
@@ -877,7 +899,7 @@ void Executor::Condemn(NameEntry* name, const Status& status, std::span<const in
   }
   // Whoever only receives from here, and is through with what failed, would wait for the next one.
   WireHeader next;
-  next.key = {name->hash, match_.NextUse(name->hash), 0};
+  next.key = {name->hash, match_.NextUse(name->hash)};
   for (const int peer : tell) Abort(next, peer, status);
   FailUnfinished([name](const Operation& op) { return op.name == name; }, status);
 }
@@ -902,6 +924,13 @@ void Executor::FailPeer(int peer, const Status& status, bool died) {
     Fail(op, About(*op, status));
     FinishIfQuiet(op);
   }
+}
+
+void Executor::LosePeers(const Status& status) {
+  for (int peer = 0; peer < size_; ++peer) {
+    if (peer != rank_) FailPeer(peer, status, /*died=*/true);
+  }
+  peers_.assign(peers_.size(), nullptr);
 }
 
 // `peer` has given the operation up or is gone: it fails as soon as the reason is here.

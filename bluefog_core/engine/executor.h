@@ -1,8 +1,9 @@
 // Replays schedules: takes an operation's units as they become runnable, stages and publishes
 // payloads, hands views to combines, runs plugins tile by tile, releases what was read. Used under
-// the progress lock; nothing here blocks.
+// the progress lock; nothing here waits for others. The first staged chunks reserve their memory.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -28,6 +29,11 @@ using UserHandler =
 /// Of one slot: a codec may need a little more than the elements themselves.
 inline int64_t SlotBytes(const Config& config) { return config.chunk_bytes + 4096; }
 
+/// Of the transport: what is eager, and texts of errors, which are cut beyond it.
+inline int64_t InlineLimit(const Config& config) {
+  return std::max<int64_t>(config.eager_bytes, 2048);
+}
+
 class Executor {
  public:
   Executor(const Config& config, int rank, int size, std::shared_ptr<transport::Arena> arena,
@@ -36,6 +42,8 @@ class Executor {
 
   /// The transport that reaches each rank; null for the own rank.
   void SetPeers(std::vector<transport::Transport*> by_peer) { peers_ = std::move(by_peer); }
+  /// The transports are about to go. A caller that was past all checks may still start something.
+  void LosePeers(const Status& status);
 
   /// An operation to fill in and pass to Start; recycled memory.
   Operation* NewOperation();
@@ -81,7 +89,6 @@ class Executor {
 
   /// Works whose last reference must go on a caller's thread.
   std::vector<std::shared_ptr<WorkImpl>>& finished() { return finished_; }
-  Match& match() { return match_; }
 
  private:
   struct Outgoing {

@@ -176,7 +176,7 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
                               : absl::OkStatus();
   };
   // Messages whose sender gave up meanwhile must not have been used. Its reason follows.
-  const auto intact = [&] {
+  const auto look_again = [&] {
     for (int32_t s = unit.first; s < unit.first + unit.count; ++s) {
       for (const Source& source : steps[s].sources) {
         if (source.receive < 0) continue;
@@ -188,13 +188,13 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
         }
       }
     }
-    return absl::OkStatus();
   };
   if (unit.count > 1) {
     if (Status s = failpoint("engine.before_consume"); !s.ok()) return s;
     const TraceSpan span(trace_, "COMBINE+CONSUME", *op, step.range.begin);
     if (Status status = ComputeGroup(op, unit); !status.ok()) return status;
-    return intact();
+    look_again();
+    return absl::OkStatus();
   }
   const int64_t tile = std::max<int64_t>(64, config_.tile_bytes / op->element_bytes);
   switch (step.kind) {
@@ -220,7 +220,8 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
       if (!status.ok()) {
         return Status(status.code(), op->ToString() + ": " + std::string(status.message()));
       }
-      return intact();
+      look_again();
+      return absl::OkStatus();
     }
     case StepKind::kCopy: {
       const TraceSpan span(trace_, "COPY", *op, step.range.begin);
@@ -229,7 +230,8 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
       if (out != in && step.range.count > 0) {
         std::memcpy(out, in, static_cast<size_t>(step.range.count * op->element_bytes));
       }
-      return intact();
+      look_again();
+      return absl::OkStatus();
     }
     case StepKind::kMeasure:
     case StepKind::kConsume: {

@@ -29,7 +29,7 @@ StatusOr<std::vector<std::unique_ptr<Communicator>>> Communicator::CreateInProce
     engines.push_back(std::make_unique<Engine>(options.config, place));
     transport::InprocOptions inproc;
     inproc.fetch_views = options.fetch_views;
-    inproc.inline_limit = options.config.eager_bytes;
+    inproc.inline_limit = InlineLimit(options.config);
     auto transport = transport::MakeInproc(hub, rank, engines.back()->receiver(), inproc);
     if (!transport.ok()) return transport.status();
     transports.push_back(*std::move(transport));

@@ -1,6 +1,7 @@
 #include "engine/match.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <sstream>
 #include <utility>
@@ -35,7 +36,7 @@ Operation* Match::Find(const Key& key) const {
   return nullptr;
 }
 
-uint32_t Match::NextUse(uint64_t name_hash) const {
+uint64_t Match::NextUse(uint64_t name_hash) const {
   const Name* name = Known(name_hash);
   return name == nullptr ? 0 : name->next_use;
 }
@@ -63,14 +64,18 @@ bool Match::TakeEarly(const Operation& op, Early* early) {
 void Match::Remove(const Operation& op) {
   Name& name = names_[op.key.name_hash];
   name.active.erase(std::find(name.active.begin(), name.active.end(), &op));
-  name.past[op.key.use % name.past.size()] = {op.key.use, op.plan};
+  Name::Past& past = name.past[op.key.use % name.past.size()];
+  past.known = true;
+  past.use = op.key.use;
+  past.destinations = op.plan->destinations;  // Takes no memory once it has as many.
 }
 
 bool Match::FinishedWithout(const Key& key, int peer) const {
   const Name* name = Known(key.name_hash);
   if (name == nullptr) return false;
   const Name::Past& past = name->past[key.use % name->past.size()];
-  return past.plan != nullptr && past.use == key.use && past.plan->DestinationOf(peer) < 0;
+  return past.known && past.use == key.use &&
+         !std::binary_search(past.destinations.begin(), past.destinations.end(), peer);
 }
 
 void Match::Store(Early early) {
@@ -120,6 +125,22 @@ std::string Match::ToString(const WireHeader& header) const {
   const std::string name = known == nullptr || known->name.empty() ? "?" : known->name;
   if (header.op == Op::kOptimizer) return name + ", step " + std::to_string(header.step);
   return std::string(NameOf(header.op)) + " '" + name + "'";
+}
+
+Status Match::CompareEdge(const Operation& op, int peer, float weight,
+                          const WireHeader& header) const {
+  // What was computed on two machines may differ in the last place.
+  constexpr float kRounding = 1e-6f;
+  const float theirs = header.edge_weight;
+  if (weight == 0.0f || theirs == 0.0f ||
+      std::fabs(weight - theirs) <= kRounding * std::max(weight, theirs)) {
+    return absl::OkStatus();
+  }
+  std::ostringstream text;
+  text << op.ToString() << ": the weight of the edge from rank " << peer << " to rank " << rank_
+       << " is " << theirs << " on rank " << peer << " and " << weight << " on rank " << rank_
+       << ". All ranks must use the same topology, weights included";
+  return absl::InvalidArgumentError(text.str());
 }
 
 Status Match::Compare(const Operation& op, int peer, const WireHeader& header) const {

@@ -42,7 +42,7 @@ class Match {
   void Store(Early early);
   /// Everything stored from `peer`, forgotten.
   void Forget(int peer, std::vector<Early>* views);
-  uint32_t NextUse(uint64_t name_hash) const;
+  uint64_t NextUse(uint64_t name_hash) const;
   /// From now on `name_hash` stands for failed operations only. Returns what came early for them.
   std::vector<Early> Condemn(uint64_t name_hash, const Status& status);
   /// Why operations of this name fail; Ok if they need not.
@@ -51,6 +51,8 @@ class Match {
   void SetDescription(int peer, uint64_t name_hash, std::string name, std::string description);
   /// Ok if `peer`'s header and this rank's operation agree; else the error for both ranks.
   Status Compare(const Operation& op, int peer, const WireHeader& header) const;
+  /// The same for the weight that this rank's topology has for the edge from `peer`.
+  Status CompareEdge(const Operation& op, int peer, float weight, const WireHeader& header) const;
   /// The operation that a peer's header is about, as Operation::ToString has it.
   std::string ToString(const WireHeader& header) const;
 
@@ -60,14 +62,15 @@ class Match {
 
   /// All that is known of a name, so that an operation costs one look-up and no allocation.
   struct Name {
-    uint32_t next_use = 0;  ///< Activated so far.
+    uint64_t next_use = 0;  ///< Activated so far.
     std::vector<Operation*> active;
     std::vector<Early> early;  ///< Of all uses to come.
     /// Of the last uses that ended here, by use modulo their number: as far as a neighbour can be
     /// behind with a question about one.
     struct Past {
-      uint32_t use = 0;
-      std::shared_ptr<const Plan> plan;
+      bool known = false;
+      uint64_t use = 0;
+      std::vector<int> destinations;  ///< Of its plan, which is large and would live on.
     };
     std::array<Past, 8> past;
     Status condemned;

@@ -40,7 +40,9 @@ class WorkImpl final : public Work {
   }
   void BindKeepAlive(std::shared_ptr<void> keep_alive) { keep_alive_ = std::move(keep_alive); }
   /// On a caller's thread, after done(): the deleter may take the GIL.
-  void DropKeepAlive() { keep_alive_.reset(); }
+  void DropKeepAlive() {
+    if (!dropped_.exchange(true)) keep_alive_.reset();
+  }
 
  private:
   Engine* engine_;
@@ -50,6 +52,7 @@ class WorkImpl final : public Work {
   TensorView output_;
   std::shared_ptr<std::byte> output_memory_;
   std::shared_ptr<void> keep_alive_;
+  std::atomic<bool> dropped_{false};  ///< Several threads may wait.
 };
 
 /// What the executor calls for produce, measure and consume steps. All calls under the progress
@@ -78,11 +81,10 @@ class PluginHooks {
 struct NameEntry {
   std::string name;
   uint64_t hash = 0;
-  bool automatic = false;  ///< Made from the kind of operation: may be in flight several times.
   std::atomic<bool> in_flight{false};
   std::atomic<bool> proven{false};  ///< An operation succeeded.
   // Guarded by the engine's inbox mutex.
-  uint32_t next_use = 0;
+  uint64_t next_use = 0;
   std::string first_use;  ///< Operation and tensor of the first use; empty before.
   uint64_t first_hash = 0;
   // Under the progress lock: the description hash last sent, by peer.

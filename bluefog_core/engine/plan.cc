@@ -20,7 +20,8 @@ int Plan::DestinationOf(int peer) const {
   return it != destinations.end() && *it == peer ? static_cast<int>(it - destinations.begin()) : -1;
 }
 
-StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule) {
+StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule,
+                                               const Neighborhood* edges) {
   auto plan = std::make_shared<Plan>();
   const auto& steps = schedule.steps;
   const auto n = static_cast<int32_t>(steps.size());
@@ -60,14 +61,13 @@ StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule) {
         auto it = std::find_if(plan->inbound.begin(), plan->inbound.end(),
                                [&](const Plan::Inbound& in) { return in.peer == step.peer; });
         if (it == plan->inbound.end()) {
-          plan->inbound.push_back({step.peer, {}, 0});
+          plan->inbound.push_back({step.peer, {}, 0.0f});
           it = plan->inbound.end() - 1;
         }
         if (static_cast<size_t>(step.message) >= it->receives.size()) {
           it->receives.resize(static_cast<size_t>(step.message) + 1, -1);
         }
         it->receives[static_cast<size_t>(step.message)] = u;
-        it->elements += step.range.count;
       } else if (step.kind == StepKind::kPublish) {
         unit.ordinal = plan->publishes++;
         plan->publish_units.push_back(u);
@@ -96,6 +96,19 @@ StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule) {
   std::sort(plan->inbound.begin(), plan->inbound.end(),
             [](const Plan::Inbound& a, const Plan::Inbound& b) { return a.peer < b.peer; });
   plan->destinations = schedule.destinations();
+  if (edges != nullptr) {
+    plan->edge_weights.resize(plan->destinations.size());
+    for (const Edge& e : edges->out) {
+      if (const int d = plan->DestinationOf(e.rank); d >= 0) {
+        plan->edge_weights[d] = static_cast<float>(e.weight);
+      }
+    }
+    for (const Edge& e : edges->in) {
+      if (const int i = plan->InboundOf(e.rank); i >= 0) {
+        plan->inbound[i].weight = static_cast<float>(e.weight);
+      }
+    }
+  }
   plan->peers = plan->destinations;
   for (const Plan::Inbound& in : plan->inbound) plan->peers.push_back(in.peer);
   std::sort(plan->peers.begin(), plan->peers.end());

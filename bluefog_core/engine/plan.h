@@ -25,7 +25,7 @@ struct Plan {
   struct Inbound {
     int peer = -1;
     std::vector<int32_t> receives;
-    int64_t elements = 0;
+    float weight = 0.0f;  ///< Of the topology for this edge; 0: of the call, nobody compares it.
   };
 
   collective::Schedule schedule;
@@ -35,6 +35,7 @@ struct Plan {
   std::vector<int32_t> publish_units;  ///< By ordinal.
   std::vector<Inbound> inbound;        ///< Ascending by peer.
   std::vector<int> destinations;       ///< Ascending.
+  std::vector<float> edge_weights;     ///< By destination, like Inbound::weight; or empty.
   std::vector<int> peers;              ///< Union of both, ascending.
   int receives = 0, publishes = 0, produces = 0, consumes = 0, measures = 0;
   int64_t largest_message = 0;  ///< Elements.
@@ -50,7 +51,9 @@ struct Plan {
   int DestinationOf(int peer) const;
 };
 
-/// Internal error if the schedule is not sorted.
-StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule);
+/// `edges`: of the topology, if both ends of an edge must have the same weight; or null. Internal
+/// error if the schedule is not sorted.
+StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule,
+                                               const Neighborhood* edges = nullptr);
 
 }  // namespace bluefog

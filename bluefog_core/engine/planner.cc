@@ -7,8 +7,9 @@
 namespace bluefog {
 namespace {
 
-// Per-call weights can make a plan a call; forget all of them rather than grow.
-constexpr size_t kMaxPlans = 4096;
+// Per-call weights can make a plan a call; forget all of them rather than grow. A step takes some
+// 300 bytes, and a large tensor thousands of them.
+constexpr int64_t kMaxSteps = 200'000;
 
 }  // namespace
 
@@ -71,13 +72,26 @@ StatusOr<std::shared_ptr<const Plan>> Planner::Get(const Request& request) {
     const auto it = plans_.find(hash);
     if (it != plans_.end()) return it->second;
   }
-  StatusOr<std::shared_ptr<const Plan>> plan = MakePlan(Make(request));
+  const bool of_topology = request.send_weights == nullptr &&
+                           request.collective == Collective::kNeighborAllreduce;
+  StatusOr<std::shared_ptr<const Plan>> plan =
+      MakePlan(Make(request), of_topology ? request.neighborhood : nullptr);
   if (!plan.ok()) return plan;
   MutexLock lock(mu_);
-  if (plans_.size() >= kMaxPlans) plans_.clear();
-  plans_[hash] = *plan;
+  // Without steps there would be no end either.
+  const auto steps = static_cast<int64_t>((*plan)->schedule.steps.size()) + 1;
+  if (steps_ + steps > kMaxSteps) {
+    plans_.clear();
+    steps_ = 0;
+  }
+  if (plans_.emplace(hash, *plan).second) steps_ += steps;
   ++planned_;
   return plan;
+}
+
+size_t Planner::kept() const {
+  MutexLock lock(mu_);
+  return plans_.size();
 }
 
 int64_t Planner::planned() const {

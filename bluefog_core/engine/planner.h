@@ -35,6 +35,8 @@ class Planner {
   StatusOr<std::shared_ptr<const Plan>> Get(const Request& request);
   /// Plans made, that is: misses of the cache.
   int64_t planned() const;
+  /// Those kept now.
+  size_t kept() const;
 
  private:
   uint64_t Hash(const Request& request) const;
@@ -44,6 +46,7 @@ class Planner {
   const int rank_, size_;
   mutable Mutex mu_;
   std::unordered_map<uint64_t, std::shared_ptr<const Plan>> plans_ GUARDED_BY(mu_);
+  int64_t steps_ GUARDED_BY(mu_) = 0;  ///< Of plans_, and one more for each.
   int64_t planned_ GUARDED_BY(mu_) = 0;
 };
 

@@ -22,7 +22,6 @@ class SlotPool {
         slot_bytes_(slot_bytes),
         base_slots_(std::max<int64_t>(2, total_bytes / slot_bytes)) {}
 
-  int64_t slot_bytes() const { return slot_bytes_; }
   /// Null if none is free and the caller already holds `guarantee`; an error if memory is
   /// exhausted.
   StatusOr<std::shared_ptr<std::byte>> Acquire(int64_t held, int64_t guarantee);

@@ -63,6 +63,11 @@ Status Engine::Validate(const OpSpec& spec) const {
     return bad("root rank " + std::to_string(spec.root) + " is outside 0.." +
                std::to_string(place_.size - 1));
   }
+  constexpr const char* kGathered =
+      " is not contiguous: blocks are gathered along the first dimension";
+  if (spec.op == Op::kAllgather && !spec.input.IsContiguous()) {
+    return bad("input " + spec.input.ToString() + kGathered);
+  }
   if (spec.output.data != nullptr) {
     const int64_t count = spec.input.count * (spec.op == Op::kAllgather ? place_.size : 1);
     if (spec.output.count != count || spec.output.dtype != spec.input.dtype) {
@@ -71,6 +76,13 @@ Status Engine::Validate(const OpSpec& spec) const {
     }
     if (Status dense = spec.output.CheckDense(); !dense.ok()) {
       return bad("output " + std::string(dense.message()));
+    }
+    // Elements are moved as they lie in memory.
+    if (spec.op == Op::kAllgather) {
+      if (!spec.output.IsContiguous()) return bad("output " + spec.output.ToString() + kGathered);
+    } else if (spec.output.LayoutHash() != spec.input.LayoutHash()) {
+      return bad("output is " + spec.output.ToString() + ", input is " + spec.input.ToString() +
+                 ": shape and memory order must be equal");
     }
     const auto* a = static_cast<const std::byte*>(spec.input.data);
     const auto* b = static_cast<const std::byte*>(spec.output.data);

@@ -27,12 +27,8 @@ enum class MessageKind : uint8_t {
 /// never meet a later operation.
 struct Key {
   uint64_t name_hash = 0;
-  uint32_t use = 0;
-  uint32_t communicator = 0;
+  uint64_t use = 0;
   friend bool operator==(const Key&, const Key&) = default;
-};
-struct KeyHash {
-  size_t operator()(const Key& k) const { return k.name_hash * 0x9e3779b97f4a7c15ULL + k.use; }
 };
 
 struct WireHeader {
@@ -45,11 +41,13 @@ struct WireHeader {
   int64_t count = 0;     ///< Elements of the whole operation.
   int64_t elements = 0;  ///< Elements in this message.
   uint32_t layout_hash = 0;
-  uint32_t incarnation = 0;  ///< Of the sender's engine: a frame of an earlier life is dropped.
-  uint64_t plan_hash = 0;    ///< Root, average, plugin, hyper-parameters, step.
-  double weight = 1.0;       ///< The sender's weight for this edge; the receiver multiplies.
-  double value = 0.0;        ///< kOptimizer: learning rate, so that an error can name both.
-  int64_t step = 0;          ///< kOptimizer: the step, likewise.
+  /// kData: the receiver's weight for the sender in the sender's copy of the topology; 0 where a call
+  /// brings its own weights.
+  float edge_weight = 0.0f;
+  uint64_t plan_hash = 0;  ///< Root, average, plugin, hyper-parameters, step.
+  double weight = 1.0;     ///< The sender's weight for this edge; the receiver multiplies.
+  double value = 0.0;      ///< kOptimizer: learning rate, so that an error can name both.
+  int64_t step = 0;        ///< kOptimizer: the step, likewise.
 };
 static_assert(std::is_trivially_copyable_v<WireHeader>);
 static_assert(sizeof(WireHeader) == transport::kHeaderBytes);

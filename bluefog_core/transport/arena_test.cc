@@ -6,10 +6,13 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <thread>
 
@@ -47,6 +50,27 @@ TEST(ArenaTest, BlocksAreAlignedAndDoNotOverlap) {
   EXPECT_GT(arena->bytes_used(), 0);
   blocks.clear();
   EXPECT_EQ(arena->bytes_used(), 0);
+}
+
+TEST(MemfdTest, FilesThatACgroupHasReadCountAsAvailable) {
+  const std::string folder = ::testing::TempDir() + "cgroup" + std::to_string(getpid());
+  ASSERT_EQ(mkdir(folder.c_str(), 0700), 0);
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder + "/" + name) << text;
+    return folder + "/" + name;
+  };
+  const std::string meminfo = write("meminfo", "MemTotal: 9000 kB\nMemAvailable: 4000 kB\n");
+  EXPECT_EQ(AvailableBytes(folder + "/none", folder), INT64_MAX);
+  EXPECT_EQ(AvailableBytes(meminfo, folder), 4000 * 1024);
+  write("memory.max", "max\n");
+  write("memory.current", "999000\n");
+  EXPECT_EQ(AvailableBytes(meminfo, folder), 4000 * 1024);
+  write("memory.max", "1000000\n");
+  EXPECT_EQ(AvailableBytes(meminfo, folder), 1000);
+  write("memory.stat", "anon 50\nfile 900000\ninactive_file 500000\nactive_file 300000\nshmem 7\n");
+  EXPECT_EQ(AvailableBytes(meminfo, folder), 801000);
+  EXPECT_EQ(AvailableBytes(write("meminfo", "MemAvailable: 1 kB\n"), folder), 1024);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(ArenaTest, FreedNeighboursMergeInEveryOrder) {
@@ -127,6 +151,9 @@ TEST(ArenaTest, NonsenseAndTooMuchAreErrors) {
   auto arena = Arena::Create(kSegment);
   EXPECT_TRUE(absl::IsInvalidArgument(arena->Allocate(-1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(arena->Allocate(INT64_MAX).status()));
+  // More than any machine has: refused at once, not by the OOM killer.
+  const Status huge = arena->Allocate(int64_t{1} << 46).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(huge)) << huge;
   EXPECT_TRUE(arena->Allocate(0).ok());
   // A limit on file sizes holds for memfds as well, and is refused at reservation.
   rlimit before;

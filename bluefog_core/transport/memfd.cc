@@ -17,25 +17,32 @@ namespace {
 
 constexpr int kLengthSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-// What can be had without the kernel having to kill somebody: a memfd has no limit of its own, so
-// posix_fallocate would go on to that point. INT64_MAX where nobody says.
-int64_t AvailableBytes() {
+/// Rings and small segments are not worth a look at what is available.
+constexpr int64_t kLargeBytes = int64_t{64} << 20;
+
+}  // namespace
+
+int64_t AvailableBytes(const std::string& meminfo, const std::string& cgroup) {
   int64_t available = INT64_MAX;
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string line; std::getline(meminfo, line);) {
+  std::ifstream memory(meminfo);
+  for (std::string line; std::getline(memory, line);) {
     long long kib;
     if (sscanf(line.c_str(), "MemAvailable: %lld kB", &kib) == 1) available = kib * 1024;
   }
-  // The cgroup of a container; elsewhere the root has no such files. "max" is no number.
+  // "max" is no number.
   int64_t limit, used;
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
-      std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
+  if (std::ifstream(cgroup + "/memory.max") >> limit &&
+      std::ifstream(cgroup + "/memory.current") >> used) {
+    // Files that were read count as used until somebody wants the memory.
+    std::ifstream stat(cgroup + "/memory.stat");
+    int64_t bytes;
+    for (std::string name; stat >> name >> bytes;) {
+      if (name == "active_file" || name == "inactive_file") used -= bytes;
+    }
     available = std::min(available, limit - used);
   }
   return available;
 }
-
-}  // namespace
 
 void UniqueFd::Reset() {
   if (fd_ >= 0) close(std::exchange(fd_, -1));
@@ -102,7 +109,8 @@ StatusOr<SealedMemory> SealedMemory::Create(const char* name, int64_t bytes, int
   SealedMemory memory;
   memory.fd_ = UniqueFd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!memory.fd_) return ErrnoStatus("memfd_create", errno);
-  if (const int64_t available = AvailableBytes(); bytes > available) {
+  if (const int64_t available = bytes < kLargeBytes ? INT64_MAX : AvailableBytes();
+      bytes > available) {
     return absl::ResourceExhaustedError("shared memory: " + std::to_string(bytes) +
                                         " bytes are wanted and " + std::to_string(available) +
                                         " are available on this machine or in its memory cgroup");

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include <bluefog/status.h>
@@ -66,6 +67,12 @@ class SealedMemory {
   int64_t bytes_ = 0;
   int64_t mapped_ = 0;
 };
+
+/// What can be had without the kernel having to kill somebody: a memfd has no limit of its own, so
+/// posix_fallocate would go on to that point. INT64_MAX where nobody says. The cgroup is that of a
+/// container; elsewhere the root has no such files.
+int64_t AvailableBytes(const std::string& meminfo = "/proc/meminfo",
+                       const std::string& cgroup = "/sys/fs/cgroup");
 
 int64_t PageBytes();
 inline int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }

@@ -142,6 +142,14 @@ TEST(ShmHostileTest, ThePlayedPeerIsTakenIfItBehaves) {
 
 SealedMemory Sealed(int64_t bytes) { return *SealedMemory::Create("x", bytes); }
 
+/// Writes to it would be a signal when nobody reads it any more.
+UniqueFd PipeEnd() {
+  int ends[2];
+  EXPECT_EQ(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+  close(ends[0]);
+  return UniqueFd(ends[1]);
+}
+
 struct BadHello {
   const char* name;
   std::function<void(Hostile&)> spoil;
@@ -186,6 +194,8 @@ const std::vector<BadHello> kBadHellos = {
     {"OddRing", [](Hostile& h) { h.hello.ring_bytes += 64; }, "ring"},
     {"Short", [](Hostile& h) { h.tx = Sealed(4096); }, "announced"},
     {"NotSealed", SayHelloWithOpenMemory, "not sealed"},
+    {"BlockingBell", [](Hostile& h) { h.bell = UniqueFd(eventfd(0, EFD_CLOEXEC)); }, "doorbell"},
+    {"PipeForABell", [](Hostile& h) { h.bell = PipeEnd(); }, "doorbell"},
 };
 INSTANTIATE_TEST_SUITE_P(All, BadHelloTest, ::testing::ValuesIn(kBadHellos),
                          [](const auto& info) { return info.param.name; });
@@ -377,6 +387,11 @@ TEST_F(HostileReceiverTest, FreesMoreOfTheRingThanWasUsed) {
 TEST_F(HostileReceiverTest, AnswersWithMemoryOfTheWrongLength) {
   const SealedMemory memory = Sealed(kLayout.rx_bytes() + 4096);
   Welcome(memory.fd());
+  ExpectDown(absl::StatusCode::kInvalidArgument);
+}
+TEST_F(HostileReceiverTest, AnswersWithADoorbellThatBlocks) {
+  bell_ = UniqueFd(eventfd(0, EFD_CLOEXEC));
+  Welcome(rx_.fd());
   ExpectDown(absl::StatusCode::kInvalidArgument);
 }
 TEST_F(HostileReceiverTest, AnswersTwice) {

@@ -253,6 +253,26 @@ def test_the_ranks_die_with_a_killed_launcher():
     assert has_ended(pids)
 
 
+def test_ctrl_c_is_answered_while_a_pager_does_not_read():
+    job = start("-np", 1, "sh", "-c", "echo pid $$; exec yes")
+    pids = read_pids(job, 1)
+    time.sleep(0.5)  # All pipes are full.
+    job.send_signal(signal.SIGINT)
+    assert job.wait(timeout=10) == 130
+    assert has_ended(pids, 1)
+    job.communicate(timeout=60)
+
+
+def test_a_slow_reader_gets_everything():
+    job = start("-np", 2, "sh", "-c", "seq 50000")
+    time.sleep(0.5)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 0
+    for rank in range(2):
+        mine = [line[4:] for line in out.splitlines() if line.startswith(f"[{rank}] ")]
+        assert mine == [str(i + 1) for i in range(50000)]
+
+
 def test_ends_when_nobody_reads():
     command = f"'{TOOL}' run -np 2 yes | head -n 1"
     result = subprocess.run(

@@ -370,6 +370,9 @@ def test_empty_and_foreign_tensors():
     assert bf.empty((0, 3)).size == 0 and bf.empty(()).shape == ()
     with pytest.raises(ValueError, match="negative"):
         bf.empty((2, -1))
+    for shape in ((2**32, 2**32), (2**62,), (0, 2**32, 2**32)):
+        with pytest.raises(ValueError, match=f"no tensor of shape \\({shape[0]}"):
+            bf.empty(shape)
 
     class Foreign:
         def __dlpack__(self, **_):

@@ -360,6 +360,29 @@ def test_misuse_on_one_rank_leaves_the_others_in_step():
 
 
 @on_ranks(N)
+def test_a_parameter_without_gradient_that_changed_before_step():
+    """The step ends with what the engine knew of it; the neighbours do not notice."""
+    model = make_model()
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(5)))
+    optimizer = make("DmSGD", model)
+    for change in (lambda p: p.double(), lambda p: torch.zeros(2, 2)):
+        train(model, optimizer, 1)
+        optimizer.zero_grad()
+        loss_of(model, 0).backward()
+        before = model.unused.data
+        if bf.rank() == 2:
+            model.unused.data = change(before)
+            with pytest.raises(bf.BluefogError, match="'unused' is now .* but was torch.float32"):
+                optimizer.step()
+            model.unused.data = before
+        else:
+            optimizer.step()
+        train(model, optimizer, 1)
+        assert bf.consensus_distance(model) < 1 and (model.unused < 1.1).all()
+    assert optimizer.param_groups[0]["step"] == 6
+
+
+@on_ranks(N)
 def test_autograd_sees_the_update():
     model = make_model()
     optimizer = make("DSGD", model)

@@ -95,6 +95,16 @@ def test_models():
     assert bf.consensus_distance(model) == 0
 
 
+@on_ranks(1)
+def test_in_place_on_a_negative_view_is_refused():
+    z = torch.complex(torch.ones(3), torch.ones(3))
+    y = torch.imag(z.conj())
+    assert y.is_neg() and torch.equal(bf.allreduce(y), -torch.ones(3))
+    for call in (bf.allreduce_, lambda t: bf.broadcast_(t, 0)):
+        with pytest.raises(ValueError, match="negative bit"):
+            call(y)
+
+
 @on_ranks(N)
 def test_empty():
     x = bf.empty((3, 5))
@@ -102,6 +112,8 @@ def test_empty():
     x.fill_(bf.rank())
     assert (bf.allreduce(x) == 1.5).all()
     assert bf.empty(2, torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="no tensor of shape"):
+        bf.empty((2**32, 2**32))
     # A model whose parameters lie in shared memory trains like any other.
     model = torch.nn.Linear(5, 2)
     for name in ("weight", "bias"):

@@ -19,16 +19,18 @@ std::string TypeName(const py::handle& object) {
 }
 
 // Fills count, shape and strides (in elements). False if more than kMaxDims dimensions cannot be
-// merged.
+// merged, or if there cannot be so many elements.
 bool SetShape(TensorView* view, int ndim, const int64_t* shape, const int64_t* strides) {
   view->count = 1;
-  for (int d = 0; d < ndim; ++d) view->count *= shape[d];
   absl::InlinedVector<int64_t, kMaxDims> steps(static_cast<size_t>(ndim));
   int64_t step = 1;
   for (int d = ndim - 1; d >= 0; --d) {
     steps[static_cast<size_t>(d)] = strides != nullptr ? strides[d] : step;
-    step *= std::max<int64_t>(shape[d], 1);
+    if (shape[d] < 0 || __builtin_mul_overflow(step, std::max<int64_t>(shape[d], 1), &step)) {
+      return false;
+    }
   }
+  for (int d = 0; d < ndim; ++d) view->count *= shape[d];
   absl::InlinedVector<int64_t, kMaxDims> sizes(shape, shape + ndim);
   while (sizes.size() > static_cast<size_t>(kMaxDims)) {
     const size_t last = sizes.size() - 1;
@@ -276,7 +278,13 @@ TensorView ContiguousView(void* data, DType dtype, const std::vector<int64_t>& s
   TensorView view;
   view.data = data;
   view.dtype = dtype;
-  SetShape(&view, static_cast<int>(shape.size()), shape.data(), nullptr);
+  int64_t bytes;
+  if (!SetShape(&view, static_cast<int>(shape.size()), shape.data(), nullptr) ||
+      __builtin_mul_overflow(view.count, SizeOf(dtype), &bytes)) {
+    std::string text;
+    for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+    Throw(absl::InvalidArgumentError("there can be no tensor of shape (" + text + ")"));
+  }
   return view;
 }
 

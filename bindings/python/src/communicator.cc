@@ -107,13 +107,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
                                        "): pass a copy, or use the call that returns its result"));
     }
     // Blocks are gathered along the first dimension, which must be the outermost in memory.
-    const bool gatherable =
-        op != Op::kAllgather ||
-        tensor.view.strides == ContiguousView(nullptr, tensor.view.dtype,
-                                              {tensor.view.shape.begin(),
-                                               tensor.view.shape.begin() + tensor.view.ndim})
-                                   .strides;
-    if (!gatherable) return std::nullopt;
+    if (op == Op::kAllgather && !tensor.view.IsContiguous()) return std::nullopt;
     if (op == Op::kAllreduce && average && !IsFloating(tensor.view.dtype)) {
       py::set_error(PyExc_AssertionError,
                     (what() + " is " + tensor.view.ToString() +
@@ -145,7 +139,13 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
 }
 
 py::dict Stats(const Session& session) {
-  const EngineStats s = session.get().stats();
+  const Communicator& communicator = session.get();
+  EngineStats s;
+  {
+    // Whoever drives holds the engine's lock, without the GIL.
+    const py::gil_scoped_release release;
+    s = communicator.stats();
+  }
   return py::dict(py::arg("ops_submitted") = s.ops_submitted, py::arg("ops_done") = s.ops_done,
                   py::arg("ops_failed") = s.ops_failed, py::arg("messages_sent") = s.messages_sent,
                   py::arg("bytes_sent") = s.bytes_sent, py::arg("posts_sent") = s.posts_sent,
@@ -235,7 +235,16 @@ void BindCommunicator(py::module_& module) {
              return ToDlpack(view, std::move(memory));
            })
       .def("stats", &Stats)
-      .def("check", [](const Session& s) { ThrowIfError(s.get().status()); })
+      .def("check",
+           [](const Session& session) {
+             const Communicator& communicator = session.get();
+             Status status;
+             {
+               const py::gil_scoped_release release;
+               status = communicator.status();
+             }
+             ThrowIfError(status);
+           })
       .def("shutdown", [](const Session& session) {
         Communicator& communicator = session.get();
         std::exception_ptr signal;

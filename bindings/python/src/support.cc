@@ -46,8 +46,9 @@ bool InForkedChild() { return g_forked.load(std::memory_order_relaxed); }
 void ThrowIfForked() {
   if (!InForkedChild()) return;
   Throw(absl::FailedPreconditionError(
-      "this process was forked from one that uses bluefog, and the engine does not live on in a "
-      "forked child: call bluefog in the parent, or start the child with the \"spawn\" method"));
+      "this process was forked from one that uses bluefog, or has used it, and the engine does not "
+      "live on in a forked child: call bluefog in the parent, or start the child with the \"spawn\" "
+      "method"));
 }
 
 void MarkForksFromNowOn() {

@@ -31,7 +31,8 @@ T ValueOrThrow(StatusOr<T> value) {
   return *std::move(value);
 }
 
-/// True in a child forked while this process had a communicator: its engine's threads are gone.
+/// True in a child forked since this process made its first communicator: the engine's threads are
+/// gone, and after shutdown() still what the control plane (gRPC) had of them.
 bool InForkedChild();
 /// Raises in such a child.
 void ThrowIfForked();

@@ -50,8 +50,7 @@ struct Config {
 
   /// InvalidArgument names the variable, its value and what is expected.
   static StatusOr<Config> FromEnvironment();
-  /// Hash of what must be equal on all ranks (sizes and limits of the data path), and its text.
-  uint64_t Fingerprint() const;
+  /// What must be equal on all ranks: sizes and limits of the data path.
   std::string FingerprintText() const;
 };
 

@@ -46,7 +46,7 @@ struct DistributedOptimizerOptions {
   std::string plugin;
   std::unique_ptr<Optimizer> optimizer;  ///< Instead of `plugin`: an object that is not registered.
   std::vector<ParameterInfo> params;     ///< In registration order; buckets run in reverse.
-  /// Null: the communicator's, read at each step.
+  /// Null: the communicator's, read when a step begins.
   std::shared_ptr<const TopologySequence> topology;
   bool allow_unstable = false;  ///< Run on a graph that CheckTopology refuses; warns.
   int64_t step = 0;             ///< First step, when resuming.

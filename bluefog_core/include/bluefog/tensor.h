@@ -64,6 +64,8 @@ struct TensorView {
 
   /// Ok if the elements are dense in memory: the strides are a permutation of contiguous ones.
   Status CheckDense() const;
+  /// True if it is dense in row-major order.
+  bool IsContiguous() const;
   /// Equal on two ranks if shape, dtype and memory order are. Never 0.
   uint32_t LayoutHash() const;
   /// "float32[64, 3, 7, 7]", with the strides appended where they are not the contiguous ones.

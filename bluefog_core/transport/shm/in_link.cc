@@ -23,6 +23,7 @@ StatusOr<InLink> InLink::Create(const Self* self, ReceivedPacket* hello) {
   auto tx =
       SealedMemory::Map(std::move(hello->fds[0]), link.layout_.tx_bytes(), link.layout_.ring_bytes);
   if (!tx.ok()) return tx.status();
+  if (Status s = CheckBell(hello->fds[1].get()); !s.ok()) return s;
   auto rx = SealedMemory::Create("bluefog-rx", link.layout_.rx_bytes());
   if (!rx.ok()) return rx.status();
   link.tx_ = *std::move(tx);

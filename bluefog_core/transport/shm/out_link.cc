@@ -53,6 +53,7 @@ Status OutLink::Welcome(ReceivedPacket* received) {
   if (rx_.data() != nullptr || received->fd_count != 3) {
     return absl::InvalidArgumentError("an answer that nobody asked for");
   }
+  if (Status s = CheckBell(received->fds[1].get()); !s.ok()) return s;
   auto rx = SealedMemory::Map(std::move(received->fds[0]), self_->layout.rx_bytes());
   if (!rx.ok()) return rx.status();
   rx_ = *std::move(rx);

@@ -1,6 +1,7 @@
 #include "transport/shm/socket.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/random.h>
@@ -135,6 +136,17 @@ bool PeerCredentials(int socket, pid_t* pid, uid_t* uid) {
   *pid = credentials.pid;
   *uid = credentials.uid;
   return true;
+}
+
+Status CheckBell(int fd) {
+  char name[32] = "";
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  const bool known = readlink(link.c_str(), name, sizeof name - 1) > 0;
+  const int flags = fcntl(fd, F_GETFL);
+  if (known && flags >= 0 && (flags & O_NONBLOCK) != 0 && strcmp(name, "anon_inode:[eventfd]") == 0) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("the peer's doorbell is no non-blocking eventfd");
 }
 
 UniqueFd OpenPidfd(pid_t pid) {

@@ -40,6 +40,8 @@ SocketResult ReceivePacket(int socket, ReceivedPacket* received);
 
 /// Who opened the other end; false if it cannot be told. `pid` is 0 if outside our pid namespace.
 bool PeerCredentials(int socket, pid_t* pid, uid_t* uid);
+/// InvalidArgument unless `fd` is an eventfd whose writes do not block: a doorbell.
+Status CheckBell(int fd);
 /// Becomes readable when the process ends.
 UniqueFd OpenPidfd(pid_t pid);
 std::string RandomHex(int bytes);

@@ -44,6 +44,12 @@ class TorchAdapter:
     """Results are new tensors without history."""
 
     def export(self, tensor: Any, what: str, in_place: bool) -> Any:
+        if in_place and isinstance(tensor, torch.Tensor) and tensor.is_neg():
+            raise BluefogValueError(
+                f"{what} has the negative bit (torch.imag of a conjugate), so its memory holds "
+                "other values: in place use tensor.resolve_neg(), or the call that returns its "
+                "result"
+            )
         return export(tensor, what)
 
     def contiguous(self, tensor: torch.Tensor) -> torch.Tensor:

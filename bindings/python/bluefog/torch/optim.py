@@ -56,6 +56,7 @@ class _Slot:
         self.storage: Any = None
         self.grad_storage: Any = None
         self.alone = True  # No other parameter shares its storage, and perhaps its version.
+        self.hold(None)
 
     def hold(self, gradient: torch.Tensor | None) -> None:
         """Keep the memory that the engine has now: `param.data = …` takes it from the tensor."""
@@ -63,6 +64,12 @@ class _Slot:
         if address != self.address:
             self.address, self.storage = address, self.param.untyped_storage()
         self.grad_storage = None if gradient is None else gradient.untyped_storage()
+
+    def stand_in(self) -> torch.Tensor:
+        """The parameter as the engine had it last, however it has been changed since."""
+        x = torch.empty(0, dtype=self.dtype)
+        offset = (self.address - self.storage.data_ptr()) // x.element_size()
+        return x.set_(self.storage, offset, self.shape, self.stride)
 
     def fits(self) -> bool:
         p = self.param
@@ -154,7 +161,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._communicator: Any = None
         self._core: Any = None
         self._slots: dict[torch.Tensor, _Slot] = {}
-        self._frozen: list[torch.Tensor] = []
         self._hooks: dict[torch.Tensor, Any] = {}
         self._hypers: list[tuple[float, float, float]] = []
         self._stepping = False  # From the first hook of a step to the end of step().
@@ -274,10 +280,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return next((name for name, p, _ in self._names() if p is param), "?")
 
     def _register(self, communicator: Any) -> None:
-        entries, slots, frozen = [], {}, []
+        entries, slots = [], {}
         for name, param, group in self._names():
             if not param.requires_grad:
-                frozen.append(param)
                 continue
             capsule = _adapter.export(param, f"{self._where}: parameter '{name}'")
             slots[param] = _Slot(len(entries), name, param)
@@ -300,7 +305,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             if not str(error).startswith("parameter "):
                 raise
             raise BluefogValueError(f"{self._where}: {error}") from None
-        self._communicator, self._slots, self._frozen = communicator, slots, frozen
+        self._communicator, self._slots = communicator, slots
         for param in [p for p in self._hooks if p not in slots]:
             self._hooks.pop(param).remove()
         if not self._overlap:
@@ -466,6 +471,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if not self._core.begun:
             for slot in self._slots.values():
                 if slot.grad is None:
+                    if not use_gradients and not slot.fits():
+                        # A step that fails goes through; what comes of this parameter is dropped.
+                        x = slot.stand_in()
+                        states = [torch.zeros_like(x) for _ in self._state_names]
+                        self._core.bind(slot.index, to_dlpack(x), None, *map(to_dlpack, states))
+                        continue
                     gradient = slot.param.grad if use_gradients else None
                     if gradient is not None and scale is not None:
                         gradient = gradient * scale
@@ -536,7 +547,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._fail(misuse)
         try:
             self._finish(use_gradients=not found_inf, scale=scale)
-        except BluefogValueError as error:
+        except BluefogError as error:
             if not self._stepping:
                 raise
             self._fail(str(error), error)
