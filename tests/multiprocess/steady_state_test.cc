@@ -77,7 +77,8 @@ Status ExpectSteady(Communicator& comm, const std::string& what,
 }
 
 void SlowHeart(int, Config& config) {
-  config.heartbeat_ms = config.suspect_ms = config.dead_ms = 60'000;
+  config.heartbeat_ms = 60'000;
+  config.suspect_ms = config.dead_ms = 120'000;
 }
 
 Status Exchange(Communicator& comm, const OpSpec& spec) {

@@ -108,7 +108,8 @@ def test_graphs_that_differ():
     bf.set_topology(bf.topology.star(N) if bf.rank() == 1 else bf.topology.ring(N))
     for count in (SMALL, LARGE):
         handle = bf.neighbor_allreduce_nonblocking(np.ones(count), name=f"g{count}")
-        texts = (f"neighbor_allreduce 'g{count}'", "rank 1", "rank 2", "must name each other")
+        # By an edge that one of them does not have, or by the weight of one that both have.
+        texts = (f"neighbor_allreduce 'g{count}'", "rank 1", "must ")
         if bf.rank() in (1, 2):
             told(lambda handle=handle: bf.synchronize(handle), *texts)
         else:

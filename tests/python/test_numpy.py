@@ -371,7 +371,7 @@ def test_empty_and_foreign_tensors():
     with pytest.raises(ValueError, match="negative"):
         bf.empty((2, -1))
     for shape in ((2**32, 2**32), (2**62,), (0, 2**32, 2**32)):
-        with pytest.raises(ValueError, match=f"no tensor of shape \\({shape[0]}"):
+        with pytest.raises(ValueError, match="too many elements"):
             bf.empty(shape)
 
     class Foreign:

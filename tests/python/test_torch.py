@@ -112,7 +112,7 @@ def test_empty():
     x.fill_(bf.rank())
     assert (bf.allreduce(x) == 1.5).all()
     assert bf.empty(2, torch.bfloat16).dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="no tensor of shape"):
+    with pytest.raises(ValueError, match="too many elements"):
         bf.empty((2**32, 2**32))
     # A model whose parameters lie in shared memory trains like any other.
     model = torch.nn.Linear(5, 2)
