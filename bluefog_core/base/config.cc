@@ -297,7 +297,6 @@ std::string Config::FingerprintText() const {
          " bucket_bytes=" + std::to_string(bucket_bytes);
 }
 
-
 StatusOr<std::vector<SettingInfo>> DescribeConfig(const Config& config) {
   const Config defaults;
   std::vector<SettingInfo> rows;

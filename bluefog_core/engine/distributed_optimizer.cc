@@ -247,10 +247,10 @@ StatusOr<std::vector<int64_t>> DistributedOptimizerImpl::Gather(const std::vecto
   const auto memory = std::make_shared<Memory>();
   memory->mine = mine;
   memory->all.resize(mine.size() * static_cast<size_t>(shared_.engine->place().size));
-  spec.input = TensorView::Of(memory->mine.data(), static_cast<int64_t>(mine.size()),
-                              DType::kInt64);
-  spec.output = TensorView::Of(memory->all.data(), static_cast<int64_t>(memory->all.size()),
-                               DType::kInt64);
+  spec.input =
+      TensorView::Of(memory->mine.data(), static_cast<int64_t>(mine.size()), DType::kInt64);
+  spec.output =
+      TensorView::Of(memory->all.data(), static_cast<int64_t>(memory->all.size()), DType::kInt64);
   spec.keep_alive = memory;
   StatusOr<std::shared_ptr<Work>> work = shared_.engine->Submit(std::move(spec));
   if (!work.ok()) return work.status();
@@ -432,9 +432,9 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
     }
   }
   for (size_t g = 0; g < hypers.size(); ++g) {
-    for (const auto& [name, value] :
-         {std::pair{"lr", hypers[g].lr}, {"momentum", hypers[g].momentum},
-          {"weight_decay", hypers[g].weight_decay}}) {
+    for (const auto& [name, value] : {std::pair{"lr", hypers[g].lr},
+                                      {"momentum", hypers[g].momentum},
+                                      {"weight_decay", hypers[g].weight_decay}}) {
       if (std::isfinite(value) && value >= 0.0) continue;
       std::ostringstream text;
       text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_

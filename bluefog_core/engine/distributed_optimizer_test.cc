@@ -27,7 +27,8 @@ DistributedOptimizerOptions Options(std::vector<int64_t> counts) {
   DistributedOptimizerOptions options;
   options.plugin = "dsgd";
   for (size_t i = 0; i < counts.size(); ++i) {
-    options.params.push_back({.name = "p" + std::to_string(i), .count = counts[i], .layout = "float32"});
+    options.params.push_back(
+        {.name = "p" + std::to_string(i), .count = counts[i], .layout = "float32"});
   }
   return options;
 }

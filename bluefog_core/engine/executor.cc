@@ -38,13 +38,7 @@ struct Cookie {
 
 // Of an arrow, the same on both ranks; with from = to of the operation itself.
 uint64_t TraceId(const Key& key, int from, int to, uint32_t message) {
-  return StableHash()
-      .Add(key.name_hash)
-      .Add(key.use)
-      .Add(from)
-      .Add(to)
-      .Add(message)
-      .value();
+  return StableHash().Add(key.name_hash).Add(key.use).Add(from).Add(to).Add(message).value();
 }
 
 // Chunks that are staged before the first of them is combined.
@@ -356,8 +350,8 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
     drop();
     if (op->completed) return;  // Too late; what is still out will be released all the same.
     // "Ok" is no reason to give up.
-    const auto code = header.code == 0 ? absl::StatusCode::kInternal
-                                       : static_cast<absl::StatusCode>(header.code);
+    const auto code =
+        header.code == 0 ? absl::StatusCode::kInternal : static_cast<absl::StatusCode>(header.code);
     Fail(op, Status(code, text), peer);
     return;
   }

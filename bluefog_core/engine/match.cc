@@ -9,8 +9,8 @@
 namespace bluefog {
 namespace {
 
-/// Is "allreduce float32[2, 3]" about a message with this header? Several operations of one name can
-/// be under way, and what a peer told may be about another one.
+/// Is "allreduce float32[2, 3]" about a message with this header? Several operations of one name
+/// can be under way, and what a peer told may be about another one.
 bool IsAbout(const std::string& description, const WireHeader& header) {
   if (header.op == Op::kOptimizer) return true;
   const std::string head = std::string(NameOf(header.op)) + " " + NameOf(header.dtype) + "[";

@@ -72,8 +72,8 @@ StatusOr<std::shared_ptr<const Plan>> Planner::Get(const Request& request) {
     const auto it = plans_.find(hash);
     if (it != plans_.end()) return it->second;
   }
-  const bool of_topology = request.send_weights == nullptr &&
-                           request.collective == Collective::kNeighborAllreduce;
+  const bool of_topology =
+      request.send_weights == nullptr && request.collective == Collective::kNeighborAllreduce;
   StatusOr<std::shared_ptr<const Plan>> plan =
       MakePlan(Make(request), of_topology ? request.neighborhood : nullptr);
   if (!plan.ok()) return plan;

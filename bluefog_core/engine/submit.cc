@@ -98,10 +98,9 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
                                                 std::vector<double>* send_weights) const {
   const MixingWeights& call = *spec.weights;
   const auto bad = [&](const std::string& text) {
-    return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) +
-                                      ": neighbor_allreduce" +
-                                      (spec.name.empty() ? "" : " '" + spec.name + "'") + ": " +
-                                      text);
+    return absl::InvalidArgumentError(
+        "rank " + std::to_string(place_.rank) + ": neighbor_allreduce" +
+        (spec.name.empty() ? "" : " '" + spec.name + "'") + ": " + text);
   };
   const auto check = [&](const std::vector<Edge>& edges, const char* which) -> Status {
     std::set<int> seen;

@@ -41,8 +41,8 @@ struct WireHeader {
   int64_t count = 0;     ///< Elements of the whole operation.
   int64_t elements = 0;  ///< Elements in this message.
   uint32_t layout_hash = 0;
-  /// kData: the receiver's weight for the sender in the sender's copy of the topology; 0 where a call
-  /// brings its own weights.
+  /// kData: the receiver's weight for the sender in the sender's copy of the topology; 0 where a
+  /// call brings its own weights.
   float edge_weight = 0.0f;
   uint64_t plan_hash = 0;  ///< Root, average, plugin, hyper-parameters, step.
   double weight = 1.0;     ///< The sender's weight for this edge; the receiver multiplies.

@@ -228,10 +228,10 @@ TEST(Disagreement, OfOneOfSeveralUnnamedOperationsIsToldAsItIs) {
     return absl::InvalidArgumentError(text);
   });
   for (const Outcome& rank : ranks) {
-    EXPECT_THAT(Text(rank),
-                AllOf(HasSubstr("float64[5]"), HasSubstr("float64[10]"), HasSubstr("float64[20000]"),
-                      HasSubstr("float64[40000]"), ::testing::Not(HasSubstr("float64[7]")),
-                      ::testing::Not(HasSubstr("float64[3]"))))
+    EXPECT_THAT(Text(rank), AllOf(HasSubstr("float64[5]"), HasSubstr("float64[10]"),
+                                  HasSubstr("float64[20000]"), HasSubstr("float64[40000]"),
+                                  ::testing::Not(HasSubstr("float64[7]")),
+                                  ::testing::Not(HasSubstr("float64[3]"))))
         << rank;
   }
 }
@@ -259,10 +259,11 @@ TEST(HyperParameters, ThatAreNoNumbersAreRefused) {
   });
   for (size_t r = 0; r < ranks.size(); ++r) {
     const Outcome& rank = ranks[r];
-    EXPECT_THAT(Text(rank),
-                AllOf(HasSubstr("rank " + std::to_string(r) + ": dsgd, step 0: lr of group 0 is nan"),
-                      HasSubstr("lr of group 0 is -1"), HasSubstr("momentum of group 0 is inf"),
-                      HasSubstr("weight_decay of group 0 is nan"), HasSubstr("\nOK\n")))
+    EXPECT_THAT(
+        Text(rank),
+        AllOf(HasSubstr("rank " + std::to_string(r) + ": dsgd, step 0: lr of group 0 is nan"),
+              HasSubstr("lr of group 0 is -1"), HasSubstr("momentum of group 0 is inf"),
+              HasSubstr("weight_decay of group 0 is nan"), HasSubstr("\nOK\n")))
         << rank;
   }
 }
@@ -328,9 +329,9 @@ TEST(Disagreement, OnTheGraphOfAnOptimizerIsToldToAllRanks) {
     });
     for (const Outcome& rank : ranks) {
       EXPECT_TRUE(absl::IsInvalidArgument(rank.status)) << rank;
-      EXPECT_THAT(Text(rank), AllOf(HasSubstr("dsgd, parameter 'w', step "), HasSubstr("rank 1"),
-                                    AnyOf(HasSubstr("must name each other"),
-                                          HasSubstr("weight of the edge"))));
+      EXPECT_THAT(Text(rank),
+                  AllOf(HasSubstr("dsgd, parameter 'w', step "), HasSubstr("rank 1"),
+                        AnyOf(HasSubstr("must name each other"), HasSubstr("weight of the edge"))));
     }
   }
 }

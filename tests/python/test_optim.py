@@ -372,7 +372,7 @@ def test_a_parameter_without_gradient_that_changed_before_step():
         before = model.unused.data
         if bf.rank() == 2:
             model.unused.data = change(before)
-            with pytest.raises(bf.BluefogError, match="'unused' is now .* but was torch.float32"):
+            with pytest.raises(bf.BluefogError, match=r"'unused' is now .* but was torch.float32"):
                 optimizer.step()
             model.unused.data = before
         else:

@@ -47,7 +47,8 @@ void ThrowIfForked() {
   if (!InForkedChild()) return;
   Throw(absl::FailedPreconditionError(
       "this process was forked from one that uses bluefog, or has used it, and the engine does not "
-      "live on in a forked child: call bluefog in the parent, or start the child with the \"spawn\" "
+      "live on in a forked child: call bluefog in the parent, or start the child with the "
+      "\"spawn\" "
       "method"));
 }
 

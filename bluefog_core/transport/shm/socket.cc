@@ -143,7 +143,8 @@ Status CheckBell(int fd) {
   const std::string link = "/proc/self/fd/" + std::to_string(fd);
   const bool known = readlink(link.c_str(), name, sizeof name - 1) > 0;
   const int flags = fcntl(fd, F_GETFL);
-  if (known && flags >= 0 && (flags & O_NONBLOCK) != 0 && strcmp(name, "anon_inode:[eventfd]") == 0) {
+  if (known && flags >= 0 && (flags & O_NONBLOCK) != 0 &&
+      strcmp(name, "anon_inode:[eventfd]") == 0) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError("the peer's doorbell is no non-blocking eventfd");
