@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <random>
 
 #include "base/clock.h"
 
@@ -40,7 +41,8 @@ std::ostream& operator<<(std::ostream& out, const Outcome& outcome) {
 }
 
 int FreePort() {
-  static int next = 10'000 + getpid() % 20'000;
+  // Anywhere: tests run side by side.
+  static int next = 10'000 + static_cast<int>(std::random_device{}() % 20'000);
   while (true) {
     next = next < 31'000 ? next + 1 : 10'000;
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
