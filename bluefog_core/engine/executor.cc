@@ -41,7 +41,7 @@ uint64_t TraceId(const Key& key, int from, int to, uint32_t message) {
   return StableHash().Add(key.name_hash).Add(key.use).Add(from).Add(to).Add(message).value();
 }
 
-// Chunks that are staged before the first of them is combined.
+// Chunks that are staged before the first of them is combined, over all operations.
 constexpr int64_t kStageAhead = 2;
 
 // Roles of a kPost, in its code.
@@ -120,7 +120,7 @@ void Executor::Start(Operation* op) {
   op->units_left = static_cast<int32_t>(plan.units.size());
   op->produces_left = plan.produces;
   op->consumes_left = plan.consumes;
-  op->send_slots = op->fetch_slots = op->fetching = op->staged = op->computed = 0;
+  op->send_slots = op->fetch_slots = op->fetching = op->ahead = 0;
   op->fetch_waiting.clear();
   op->started_ns = NowNs();
   op->next_report_ns = op->started_ns + config_.stall_report_ms * kMillisecond;
@@ -609,12 +609,19 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
   const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->destinations.size()));
   // Far ahead only when there is nothing better to do: the input is read again to be combined, and
   // should still be in cache then.
-  if (op->staged - op->computed >= kStageAhead && ready_units_ > 0) return false;
+  // One at a time: a copy takes as long as a combine, and it is time to look what has come
+  // meanwhile.
+  if (copied_ || (ahead_ >= kStageAhead && ready_units_ > 0)) {
+    may_copy_ = true;
+    return false;
+  }
   StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->send_slots, guarantee);
   if (!slot.ok()) return slot.status();
   if (*slot == nullptr) return false;
   ++op->send_slots;
-  ++op->staged;
+  ++op->ahead;
+  ++ahead_;
+  copied_ = true;
   p.slot = std::move(*slot);
   const int64_t begin_ns = trace_->on() ? NowNs() : 0;
   if (codec != nullptr) {
@@ -701,11 +708,6 @@ bool Executor::RunPublishes(Operation* op) {
     if (!Publish(op, u, &moved)) break;
     if (op->failing) break;
     op->publishes_open.erase(op->publishes_open.begin());
-    // A copy takes as long as a combine: look first what has come meanwhile.
-    if (op->publishes[op->plan->units[u].ordinal].slot != nullptr) {
-      may_stage_ |= !op->publishes_open.empty();
-      break;
-    }
   }
   return moved;
 }
@@ -723,7 +725,7 @@ bool Executor::Run() {
       moved |= outbox_[peer].size() != before;
     }
   }
-  may_stage_ = false;
+  copied_ = may_copy_ = false;
   for (size_t i = 0; i < active_.size(); ++i) {
     if (!active_[i]->publishes_open.empty()) moved |= RunPublishes(active_[i]);
   }
@@ -743,7 +745,10 @@ bool Executor::Run() {
     if (!status.ok()) {
       Fail(op, status);
     } else if (op->broken.empty() && !op->failing) {
-      ++op->computed;
+      if (op->ahead > 0) {
+        --op->ahead;
+        --ahead_;
+      }
       CompleteUnit(op, u);
       if (!op->publishes_open.empty()) RunPublishes(op);
     }
@@ -844,6 +849,7 @@ void Executor::Finish(Operation* op) {
       if (r.arrived) ReleaseReceive(op, r);
     }
   }
+  ahead_ -= op->ahead;
   Status status = op->failing ? op->failure : absl::OkStatus();
   match_.Remove(*op);
   active_.erase(std::find(active_.begin(), active_.end(), op));

@@ -58,7 +58,7 @@ class Executor {
   /// Publishes what can be published and runs one unit of computation. True if anything moved.
   bool Run();
   /// True if Run would find something to compute or, perhaps, to copy.
-  bool runnable() const { return ready_units_ > 0 || may_stage_; }
+  bool runnable() const { return ready_units_ > 0 || may_copy_; }
   bool idle() const { return active_.empty() && outbox_count_ == 0 && refused_.empty(); }
   /// Operations that somebody waits for.
   int64_t active_count() const { return static_cast<int64_t>(active_.size()) - completed_; }
@@ -154,7 +154,10 @@ class Executor {
   std::vector<Operation*> active_;  ///< In order of submission.
   int64_t completed_ = 0;           ///< Of the active ones.
   int64_t ready_units_ = 0, unanswered_ = 0;
-  bool may_stage_ = false;  ///< A publish was put off for others to have their turn.
+  // Private tensors: chunks copied to be sent and not yet combined; whether this turn has made a
+  // copy; whether one was put off to a later turn.
+  int64_t ahead_ = 0;
+  bool copied_ = false, may_copy_ = false;
   std::vector<std::deque<Outgoing>> outbox_;
   int64_t outbox_count_ = 0;
   std::unordered_map<uint64_t, transport::View> refused_;  ///< By the cookie of the refusal.

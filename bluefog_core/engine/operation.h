@@ -187,7 +187,7 @@ struct Operation : Submission {
   std::vector<int> broken;
   int32_t units_left = 0, produces_left = 0, consumes_left = 0;
   int64_t send_slots = 0, fetch_slots = 0, fetching = 0;
-  int64_t staged = 0, computed = 0;    ///< Units so far: copied to be sent; computed.
+  int64_t ahead = 0;                   ///< Chunks copied to be sent, less units computed since.
   std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.
   int64_t started_ns = 0, next_report_ns = 0;
   bool probed = false;  ///< Posts were sent although eager, to find a partner that never will.
