@@ -457,8 +457,8 @@ void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time
       Poll([&] { return completion.done() || std::chrono::steady_clock::now() >= deadline; },
            config_.drive_us * kMicrosecond, idle_since);
   if (calm && completion.done()) no_drive_ns_ /= 2;
-  drivers_.fetch_sub(
-      1);  // Before the lock is given up: whoever takes it must not leave it to this.
+  // Before the lock is given up: whoever takes it must not leave it to this caller.
+  drivers_.fetch_sub(1);
   LeaveProgress(completion.done() && executor_.active_count() == 0);
 }
 

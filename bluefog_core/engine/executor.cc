@@ -704,8 +704,7 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
 bool Executor::RunPublishes(Operation* op) {
   bool moved = false;
   while (!op->publishes_open.empty() && !op->failing) {
-    const int32_t u = op->publishes_open.front();
-    if (!Publish(op, u, &moved)) break;
+    if (!Publish(op, op->publishes_open.front(), &moved)) break;
     if (op->failing) break;
     op->publishes_open.erase(op->publishes_open.begin());
   }
