@@ -27,6 +27,8 @@ constexpr int kLendMs = 2;
 constexpr int kManyYields = 16;
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);
+/// And before that, at most, for what only has to leave.
+constexpr int64_t kDepartNs = 100 * kMillisecond;
 /// Turns of a millisecond between two looks at whether it was interrupted in that.
 constexpr int64_t kTurnsPerQuestion = 50;
 
@@ -170,6 +172,13 @@ void Engine::RankFailed(int rank, const std::string& text) NO_THREAD_SAFETY_ANAL
 void Engine::Shutdown(const std::function<bool()>& interrupted) {
   if (in_forked_child() || down_.exchange(true)) return;
   if (thread_.joinable()) {
+    {
+      // What needs no neighbour's answer leaves first: not chance, whether the thread was in time.
+      const int64_t until = NowNs() + kDepartNs;
+      MutexLock lock(progress_mu_);
+      while (ProgressLocked() && NowNs() < until) {
+      }
+    }
     // What is complete here but for the neighbours' releases may linger; the rest nobody will wait
     // for.
     Completion quiet;
