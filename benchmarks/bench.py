@@ -9,10 +9,12 @@ that the processes of the ranks run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib.util
 import json
 import os
+import random
 import resource
 import shutil
 import socket
@@ -78,9 +80,12 @@ def _run(command: list[str]) -> None:
 
 
 def _free_address() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{s.getsockname()[1]}"
+    while True:
+        # Below the ports that the kernel gives to outgoing connections.
+        address = ("127.0.0.1", random.randrange(10_240, 32_000))
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(address)
+            return "{}:{}".format(*address)
 
 
 def launch(

@@ -32,7 +32,7 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
 endif()
 if(BLUEFOG_SANITIZE)
   add_compile_options(-fsanitize=${BLUEFOG_SANITIZE} -fno-sanitize-recover=all
-    -fno-omit-frame-pointer -g)
+    -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=${BLUEFOG_SANITIZE})
   add_compile_definitions(BLUEFOG_SANITIZED=1)
 endif()

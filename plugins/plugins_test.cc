@@ -55,7 +55,7 @@ class Cluster {
   }
 
   void Step(const Hyper& hyper) {
-    const auto plan = optimizer_->Plan(step_);
+    const auto plan = optimizer_->Plan(step_, Hyper{});
     ASSERT_EQ(plan.size(), 1u);
     EXPECT_EQ(plan[0].round, step_);
     const bool all = plan[0].collective == Collective::kAllreduce;

@@ -13,7 +13,9 @@ class Pmsgd final : public Optimizer {
  public:
   const Traits& traits() const override { return traits_; }
 
-  StepPlan Plan(int64_t step) const override { return {Exchange{Collective::kAllreduce, step}}; }
+  StepPlan Plan(int64_t step, const Hyper&) const override {
+    return {Exchange{Collective::kAllreduce, step}};
+  }
 
   void Produce(const StepContext& ctx, std::span<const Segment> segments) override {
     for (const Segment& s : segments) {

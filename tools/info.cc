@@ -128,6 +128,10 @@ void Print(const Config& config, int64_t model_bytes) {
     line("", fmt::format("payloads: {}, sent {}, consumed {} · state: {} · needs: {}",
                          traits.payloads, NameOf(traits.payload_time), NameOf(traits.consume),
                          Join(traits.states, "none"), Requirements(traits)));
+    for (const HyperInfo& hyper : traits.hypers) {
+      line("",
+           fmt::format("beside lr, momentum, weight_decay: {} = {}", hyper.name, hyper.initial));
+    }
   }
 
   std::cout << fmt::format(

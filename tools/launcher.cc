@@ -1,9 +1,7 @@
 #include "launcher.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -18,10 +16,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <fstream>
 #include <optional>
 
 #include "base/clock.h"
+#include "base/port.h"
 
 namespace bluefog::tools {
 namespace {
@@ -376,25 +374,6 @@ class Launcher {
   int64_t due_ns_ = 0;
 };
 
-bool PortIsFree(int port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const bool free =
-      fd >= 0 && bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
-  if (fd >= 0) close(fd);
-  return free;
-}
-
-template <typename T>
-T Random() {
-  T value = {};
-  [[maybe_unused]] const ssize_t n = getrandom(&value, sizeof(value), 0);
-  return value;
-}
-
 }  // namespace
 
 int Launch(const LaunchOptions& options) { return Launcher(options).Run(); }
@@ -402,22 +381,16 @@ int Launch(const LaunchOptions& options) { return Launcher(options).Run(); }
 StatusOr<std::string> ChooseCoordinator() {
   // A port of the kernel's range for outgoing connections could be gone before rank 0 listens, and
   // ranks that try to connect could even meet themselves on it.
-  constexpr int kLow = 10'240;
-  int ephemeral_low = 32'768;
-  std::ifstream("/proc/sys/net/ipv4/ip_local_port_range") >> ephemeral_low;
-  const int high = ephemeral_low > kLow + 1'000 ? ephemeral_low : 65'536;
-  for (int attempt = 0; attempt < 1'000; ++attempt) {
-    const int port =
-        kLow + static_cast<int>(Random<uint32_t>() % static_cast<uint32_t>(high - kLow));
-    if (PortIsFree(port)) return "127.0.0.1:" + std::to_string(port);
-  }
-  return absl::ResourceExhaustedError("no free TCP port on 127.0.0.1 between " +
-                                      std::to_string(kLow) + " and " + std::to_string(high));
+  const StatusOr<int> port = FreePort();
+  if (!port.ok()) return port.status();
+  return "127.0.0.1:" + std::to_string(*port);
 }
 
 std::string MakeJobId() {
+  std::array<unsigned char, 16> bytes = {};
+  [[maybe_unused]] const ssize_t n = getrandom(bytes.data(), bytes.size(), 0);
   std::string id;
-  for (const unsigned char byte : Random<std::array<unsigned char, 16>>()) {
+  for (const unsigned char byte : bytes) {
     id += "0123456789abcdef"[byte >> 4];
     id += "0123456789abcdef"[byte & 15];
   }

@@ -25,7 +25,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kPattern = 1021;
-constexpr int64_t kMicrosecond = 1'000;
 
 // Element i of rank r is Base(r) + Fraction(i), so that what comes out is a + b * Fraction(i).
 double Base(int rank) { return 1.0 + 0.25 * rank; }

@@ -7,6 +7,8 @@
 
 namespace bluefog {
 
+inline constexpr int64_t kMicrosecond = 1'000, kMillisecond = 1'000'000;  ///< In nanoseconds.
+
 inline int64_t NowNs() {
   timespec ts;
   clock_gettime(CLOCK_MONOTONIC, &ts);

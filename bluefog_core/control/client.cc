@@ -19,7 +19,6 @@ constexpr int64_t kBackoffMs = 10, kMaxBackoffMs = 200;
 constexpr int64_t kInterruptMs = 100;
 constexpr int64_t kServerGraceNs =
     1'000 * kMs;  // The server knows better why a join ran out of time.
-constexpr int64_t kLeavePatienceNs = 500 * kMs;
 
 std::chrono::steady_clock::time_point At(int64_t ns) {
   return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(ns));
@@ -171,7 +170,8 @@ void Client::Handle(const v1::ToRank& message) {
   if (message.has_rank_failed()) {
     Tell(message.rank_failed().rank(), message.rank_failed().text());
   } else if (message.has_rank_left()) {
-    options_.rank_left(message.rank_left().rank());
+    const int rank = message.rank_left().rank();
+    if (rank >= 0 && rank < options_.join.size()) options_.rank_left(rank);
   } else if (message.has_server_closing()) {
     {
       MutexLock lock(write_mu_);
@@ -261,9 +261,10 @@ void Client::Disconnect(bool orderly) {
   v1::FromRank message;
   message.mutable_leave();
   if (orderly && Write(message)) {
-    // The answer is the end of the stream: then the server knows that this was no failure.
+    // The answer is the end of the stream: then the server knows that this was no failure. Who does
+    // not answer by then is dead by the job's own rule.
     MutexLock lock(mu_);
-    const int64_t until = NowNs() + kLeavePatienceNs;
+    const int64_t until = NowNs() + options_.dead_ms * kMs;
     while (phase_ != Phase::kEnded && changed_.WaitUntil(mu_, At(until))) {
     }
   }

@@ -18,10 +18,10 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <random>
 #include <thread>
 
 #include "base/clock.h"
+#include "base/port.h"
 #include "control/membership.h"
 #include "control/socket.h"
 
@@ -49,19 +49,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr int kLong = 20'000;  // ms; only a hang lasts so long.
-
-int FreePort() {
-  static std::mt19937 random{std::random_device{}()};
-  while (true) {
-    // Below the range from which the kernel gives ports to outgoing connections.
-    const int port = std::uniform_int_distribution<int>(20000, 32000)(random);
-    StatusOr<Endpoint> endpoint = ResolveEndpoint("127.0.0.1:" + std::to_string(port));
-    StatusOr<int> fd = ListenAt(*endpoint, "test");
-    if (!fd.ok()) continue;
-    close(*fd);
-    return port;
-  }
-}
 
 Place PlaceOf(int rank, int size, int port) {
   Place place;
@@ -180,7 +167,7 @@ Ranks JoinAll(int n, int port, const Config& config = TestConfig()) {
 }
 
 TEST(Control, EightRanksGetOneAddressBook) {
-  Ranks ranks = JoinAll(8, FreePort());
+  Ranks ranks = JoinAll(8, *FreePort());
   for (auto& rank : ranks) {
     ASSERT_EQ(rank->membership->addresses().size(), 8u);
     for (int r = 0; r < 8; ++r) {
@@ -192,7 +179,7 @@ TEST(Control, EightRanksGetOneAddressBook) {
 }
 
 TEST(Control, NothingButHeartbeatsWhileTraining) {
-  Ranks ranks = JoinAll(2, FreePort());
+  Ranks ranks = JoinAll(2, *FreePort());
   const int64_t before = ranks[0]->membership->messages() + ranks[1]->membership->messages();
   ranks[1]->WaitForBeats(5);
   EXPECT_EQ(ranks[0]->membership->messages() + ranks[1]->membership->messages(), before);
@@ -200,7 +187,7 @@ TEST(Control, NothingButHeartbeatsWhileTraining) {
 }
 
 TEST(Control, RankZeroMayComeLast) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Ranks ranks = MakeRanks(3);
   std::thread late([&] {
     for (int r : {1, 2}) ranks[r]->WaitForWaiting();
@@ -214,7 +201,7 @@ TEST(Control, RankZeroMayComeLast) {
 TEST(Control, OrderlyLeaveInAnyOrder) {
   for (const std::vector<int>& order :
        {std::vector<int>{0, 1, 2}, std::vector<int>{2, 1, 0}, std::vector<int>{1, 0, 2}}) {
-    Ranks ranks = JoinAll(3, FreePort());
+    Ranks ranks = JoinAll(3, *FreePort());
     std::vector<bool> gone(3);
     for (int leaver : order) {
       const int64_t start = NowNs();
@@ -234,7 +221,7 @@ TEST(Control, OrderlyLeaveInAnyOrder) {
 }
 
 TEST(Control, ReportedFailureReachesAll) {
-  Ranks ranks = JoinAll(3, FreePort());
+  Ranks ranks = JoinAll(3, *FreePort());
   ranks[1]->membership->ReportFailure(2, "its process ended");
   for (int r : {0, 1}) {
     EXPECT_THAT(ranks[r]->WaitForFailure(2),
@@ -248,7 +235,7 @@ TEST(Control, ReportedFailureReachesAll) {
 }
 
 TEST(Control, DestroyWithoutLeaveIsAFailure) {
-  Ranks ranks = JoinAll(3, FreePort());
+  Ranks ranks = JoinAll(3, *FreePort());
   ranks[2]->membership.reset();
   EXPECT_THAT(ranks[0]->WaitForFailure(2), HasSubstr("rank 2 ended without leaving"));
   EXPECT_THAT(ranks[1]->WaitForFailure(2), HasSubstr("rank 2 ended without leaving"));
@@ -274,7 +261,7 @@ std::vector<Status> JoinLast(const std::vector<std::pair<Place, Config>>& places
 }
 
 TEST(Control, DuplicateRankIsToldToAll) {
-  const int port = FreePort();
+  const int port = *FreePort();
   for (const Status& s : JoinLast({{PlaceOf(0, 4, port), TestConfig()},
                                    {PlaceOf(1, 4, port), TestConfig()},
                                    {PlaceOf(1, 4, port), TestConfig()}})) {
@@ -285,7 +272,7 @@ TEST(Control, DuplicateRankIsToldToAll) {
 }
 
 TEST(Control, DifferentSizeIsToldToAll) {
-  const int port = FreePort();
+  const int port = *FreePort();
   for (const Status& s : JoinLast({{PlaceOf(0, 3, port), TestConfig()},
                                    {PlaceOf(1, 3, port), TestConfig()},
                                    {PlaceOf(2, 4, port), TestConfig()}})) {
@@ -296,7 +283,7 @@ TEST(Control, DifferentSizeIsToldToAll) {
 }
 
 TEST(Control, DifferentFingerprintIsToldToAllWithBothTexts) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Config other = TestConfig();
   other.chunk_bytes *= 2;
   for (const Status& s :
@@ -309,7 +296,7 @@ TEST(Control, DifferentFingerprintIsToldToAllWithBothTexts) {
 }
 
 TEST(Control, AStrangerOfAnotherJobIsTurnedAwayAlone) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Ranks ranks = MakeRanks(2);
   std::thread zero([&] { ranks[0]->Join(PlaceOf(0, 2, port), TestConfig()); });
   Place stranger = PlaceOf(1, 2, port);
@@ -324,7 +311,7 @@ TEST(Control, AStrangerOfAnotherJobIsTurnedAwayAlone) {
 }
 
 TEST(Control, MissingRanksAreNamed) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Config config = TestConfig();
   config.join_timeout_ms = 500;
   for (const Status& s : JoinLast({{PlaceOf(0, 4, port), config}, {PlaceOf(2, 4, port), config}})) {
@@ -337,17 +324,17 @@ TEST(Control, NobodyServes) {
   Config config = TestConfig();
   config.join_timeout_ms = 300;
   Rank rank;
-  rank.Join(PlaceOf(1, 2, FreePort()), config);
+  rank.Join(PlaceOf(1, 2, *FreePort()), config);
   EXPECT_EQ(rank.status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(rank.status.message()), HasSubstr("nobody served the control plane"));
 }
 
 TEST(Control, JoinCanBeInterrupted) {
   Ranks ranks = MakeRanks(2);
-  const int port = FreePort();
+  const int port = *FreePort();
   // One waits for rank 2, the other for a server.
   std::thread zero([&] { ranks[0]->Join(PlaceOf(0, 3, port), TestConfig()); });
-  std::thread one([&] { ranks[1]->Join(PlaceOf(1, 3, FreePort()), TestConfig()); });
+  std::thread one([&] { ranks[1]->Join(PlaceOf(1, 3, *FreePort()), TestConfig()); });
   for (auto& rank : ranks) rank->WaitForWaiting();
   const int64_t start = NowNs();
   ranks[0]->interrupt = ranks[1]->interrupt = true;
@@ -359,7 +346,7 @@ TEST(Control, JoinCanBeInterrupted) {
 }
 
 TEST(Control, PortTakenNamesItAndTheSetting) {
-  const int port = FreePort();
+  const int port = *FreePort();
   StatusOr<int> taken = ListenAt(*ResolveEndpoint("127.0.0.1:" + std::to_string(port)), "test");
   ASSERT_TRUE(taken.ok());
   Rank rank;
@@ -396,7 +383,7 @@ size_t CountMappings() {
 }
 
 TEST(Control, AHundredRoundsOnOnePortLeakNothing) {
-  const int port = FreePort();
+  const int port = *FreePort();
   size_t fds = 0, threads = 0;
   [[maybe_unused]] size_t mappings = 0;
   for (int round = 0; round < 100; ++round) {
@@ -420,7 +407,7 @@ TEST(Control, AHundredRoundsOnOnePortLeakNothing) {
 }
 
 TEST(Control, ARankThatComesBackEarlyWaitsForTheNextServer) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Ranks ranks = JoinAll(2, port);
   ranks[1]->membership->Leave();
   Rank again;
@@ -510,7 +497,7 @@ Processes StartAll(int size, int port, int dead_ms) {
 }
 
 TEST(ControlProcesses, AKilledRankIsToldToAllWithinASecond) {
-  Processes ranks = StartAll(4, FreePort(), kLong);
+  Processes ranks = StartAll(4, *FreePort(), kLong);
   const int64_t start = NowNs();
   kill(ranks[2]->pid(), SIGKILL);
   for (int r : {0, 1, 3}) {
@@ -520,7 +507,7 @@ TEST(ControlProcesses, AKilledRankIsToldToAllWithinASecond) {
 }
 
 TEST(ControlProcesses, AForkedChildDoesNotHideTheDeath) {
-  Processes ranks = StartAll(3, FreePort(), kLong);
+  Processes ranks = StartAll(3, *FreePort(), kLong);
   for (int r : {0, 1}) {
     ranks[r]->Tell('f');  // A child that only lives, as a DataLoader's worker would.
     EXPECT_EQ(ranks[r]->ReadLine(), "forked");
@@ -535,7 +522,7 @@ TEST(ControlProcesses, AForkedChildDoesNotHideTheDeath) {
 }
 
 TEST(ControlProcesses, AForkedChildExitsWithoutTouchingAnything) {
-  Processes ranks = StartAll(2, FreePort(), kLong);
+  Processes ranks = StartAll(2, *FreePort(), kLong);
   for (int r : {0, 1}) {
     ranks[r]->Tell('e');  // The child calls everything, then exit().
     EXPECT_EQ(ranks[r]->ReadLine(), "child ended with 0");
@@ -550,7 +537,7 @@ TEST(ControlProcesses, AForkedChildExitsWithoutTouchingAnything) {
 
 TEST(ControlProcesses, AStoppedRankIsToldToAllInTime) {
   constexpr int kDead = 1500;
-  Processes ranks = StartAll(3, FreePort(), kDead);
+  Processes ranks = StartAll(3, *FreePort(), kDead);
   const int64_t start = NowNs();
   kill(ranks[1]->pid(), SIGSTOP);
   for (int r : {0, 2}) {
@@ -567,7 +554,7 @@ TEST(ControlProcesses, AStoppedRankIsToldToAllInTime) {
 
 TEST(ControlProcesses, AStoppedRankZeroIsToldToAllInTime) {
   constexpr int kDead = 1500;
-  Processes ranks = StartAll(3, FreePort(), kDead);
+  Processes ranks = StartAll(3, *FreePort(), kDead);
   const int64_t start = NowNs();
   kill(ranks[0]->pid(), SIGSTOP);
   for (int r : {1, 2}) EXPECT_THAT(ranks[r]->ReadLine(), HasSubstr("failed 0: rank 0 was silent"));
@@ -575,7 +562,7 @@ TEST(ControlProcesses, AStoppedRankZeroIsToldToAllInTime) {
 }
 
 TEST(ControlProcesses, AKilledRankZeroIsNamed) {
-  Processes ranks = StartAll(3, FreePort(), kLong);
+  Processes ranks = StartAll(3, *FreePort(), kLong);
   const int64_t start = NowNs();
   kill(ranks[0]->pid(), SIGKILL);
   for (int r : {1, 2}) {
@@ -589,7 +576,7 @@ TEST(ControlProcesses, AKilledRankZeroIsNamed) {
 }
 
 TEST(ControlProcesses, ADeathDuringTheJoinIsToldToTheWaiting) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Rank zero;
   std::thread joining([&] { zero.Join(PlaceOf(0, 3, port), TestConfig()); });
   RankProcess one(1, 3, port, kLong);
@@ -602,7 +589,7 @@ TEST(ControlProcesses, ADeathDuringTheJoinIsToldToTheWaiting) {
 }
 
 TEST(ControlProcesses, ADeathOfRankZeroDuringTheJoinIsToldToTheWaiting) {
-  const int port = FreePort();
+  const int port = *FreePort();
   Rank one;
   std::thread joining([&] { one.Join(PlaceOf(1, 3, port), TestConfig()); });
   RankProcess zero(0, 3, port, kLong);

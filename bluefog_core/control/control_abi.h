@@ -62,7 +62,7 @@ typedef struct bluefog_control_api {
   /* Tells everybody that `rank` failed (seen by this one). */
   void (*report_failure)(bluefog_control* control, int32_t rank, const char* text);
   /* Tells everybody that this rank leaves in good order. No callback runs afterwards. Answers
-   * within about 1 s also when the server is gone. */
+   * within dead_ms also when the server does not. */
   void (*leave)(bluefog_control* control);
   /* Without leave before it the others are told that this rank failed. Null is allowed. */
   void (*destroy)(bluefog_control* control);

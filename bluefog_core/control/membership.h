@@ -53,7 +53,8 @@ class Membership {
   virtual const std::vector<std::string>& addresses() const = 0;
   /// Tells every rank that `rank` failed, as seen by this one.
   virtual void ReportFailure(int rank, const std::string& text) = 0;
-  /// Leaves in good order; no event runs afterwards. Takes milliseconds, at most about 1 s.
+  /// Leaves in good order; no event runs afterwards. Takes milliseconds, and
+  /// at most BLUEFOG_DEAD_MS if the server does not answer.
   virtual void Leave() = 0;
   /// Messages sent so far, heartbeats not counted.
   virtual int64_t messages() const = 0;

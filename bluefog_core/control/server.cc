@@ -21,7 +21,6 @@ constexpr int kMaxMessageBytes = 128 << 10;
 constexpr size_t kMaxTextBytes = 4 << 10;
 constexpr int64_t kMs = 1'000'000;
 constexpr int64_t kMaxSilentOpenNs = 10'000 * kMs;  // A stream must say who it is within this time.
-constexpr auto kClosePatience = std::chrono::milliseconds(500);
 
 std::string Rank(int rank) { return "rank " + std::to_string(rank); }
 
@@ -155,7 +154,8 @@ void Server::Stop(bool orderly) {
         stream->Send(std::move(message));
       }
     }
-    const auto deadline = std::chrono::steady_clock::now() + kClosePatience;
+    const auto deadline =
+        std::chrono::steady_clock::now() + std::chrono::milliseconds(options_.dead_ms);
     while ((orderly || !complete_) && !streams_.empty() && changed_.WaitUntil(mu_, deadline)) {
     }
   }

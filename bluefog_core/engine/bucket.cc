@@ -1,11 +1,11 @@
 #include "engine/bucket.h"
 
 #include <algorithm>
-#include <sstream>
 
 #include <bluefog/elementwise.h>
 
 #include "base/hash.h"
+#include "engine/hyper.h"
 
 namespace bluefog {
 
@@ -63,8 +63,7 @@ void BucketStep::Start(Executor* executor) {
   op->description_hash = StableHash()
                              .Add(bucket_->count)
                              .Add(bucket_->dtype)
-                             .Add(hyper.momentum)
-                             .Add(hyper.weight_decay)
+                             .Add(HashOfRest(shared_->plugin->traits(), hyper))
                              .value();
   op->dedicated = true;
   op->hooks = this;
@@ -225,12 +224,11 @@ std::string BucketStep::Label() const {
 }
 
 std::string BucketStep::Describe() const {
-  const Hyper& hyper = shared_->hypers[static_cast<size_t>(bucket_->group)];
-  std::ostringstream text;
-  text << shared_->plugin->traits().name << " " << bluefog::NameOf(bucket_->dtype) << "["
-       << bucket_->count << "], momentum " << hyper.momentum << ", weight_decay "
-       << hyper.weight_decay;
-  return text.str();
+  const Traits& traits = shared_->plugin->traits();
+  return traits.name + " " + bluefog::NameOf(bucket_->dtype) + "[" +
+         std::to_string(bucket_->count) + "], " +
+         bluefog::ToString(traits, shared_->hypers[static_cast<size_t>(bucket_->group)],
+                           /*learning_rate=*/false);
 }
 
 }  // namespace bluefog

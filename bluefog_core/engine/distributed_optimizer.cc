@@ -1,4 +1,4 @@
-// Binds parameters, plugin and engine: buckets, gates, the agreement of all ranks at the start.
+// Binds parameters, plugin and engine: buckets and their slots, gates, what changes between steps.
 // What moves and when is decided here; how is the executor's business.
 #include <bluefog/distributed_optimizer.h>
 
@@ -11,9 +11,12 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/guarded.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "engine/agreement.h"
 #include "engine/bucket.h"
+#include "engine/hyper.h"
 
 namespace bluefog {
 namespace {
@@ -48,11 +51,14 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   void UnderTheLock(std::function<void(Executor&)> task);
   void MakeBuckets();
   Status AllocateSlots();
-  Status AgreeOnParameters();
-  StatusOr<std::vector<int64_t>> Gather(const std::vector<int64_t>& mine, const char* what);
+  Status CheckUnchanged(std::span<const Hyper> hypers) const;
+  Status CheckHypers(std::span<const Hyper> hypers) const;
   Status Open(std::span<const Hyper> hypers);
   /// Finds and checks the topology of `step`, for all of its buckets.
   Status UseTopologyOf(int64_t step);
+  StatusOr<const Exchange*> ExchangeOf(const StepPlan& exchanges) const;
+  Status AllocateMixed(Bucket& bucket);
+  BucketStep* FreeStepOf(Bucket& bucket);
   Status SubmitBucket(Bucket& bucket, int64_t step, bool consume_open);
   /// The step cannot go on here: nobody is to wait for it, nor for a later one.
   void GiveUp(const Status& status);
@@ -84,12 +90,10 @@ DistributedOptimizerImpl::DistributedOptimizerImpl(Engine* engine,
 }
 
 DistributedOptimizerImpl::~DistributedOptimizerImpl() {
-  if (!shared_.engine->CheckUsable("").ok()) return;  // Shut down: nothing is in flight. Or forked.
-  if (shared_.plugin == nullptr) return;
+  if (shared_.engine->in_forked_child() || shared_.plugin == nullptr) return;
   // The exchange of the last step is still the neighbours' business: theirs would fail with it.
   if (delayed() && !in_step_) AwaitQuiet();
   if (shared_.in_flight.load() > 0) {
-    shared_.quiet.Reset();
     UnderTheLock([this](Executor& executor) {
       executor.FailUnfinished(
           [this](const Operation& op) {
@@ -98,9 +102,9 @@ DistributedOptimizerImpl::~DistributedOptimizerImpl() {
           },
           absl::AbortedError("the optimizer was destroyed with a step under way"));
     });
-    while (shared_.in_flight.load() > 0 && shared_.engine->CheckUsable("").ok()) {
+    // A shutdown that lingers in another thread ends them too, but not before its own end.
+    for (shared_.quiet.Reset(); shared_.in_flight.load() > 0; shared_.quiet.Reset()) {
       shared_.engine->Wait(shared_.quiet, std::chrono::milliseconds(100), title_);
-      if (shared_.in_flight.load() > 0) shared_.quiet.Reset();
     }
   }
   // The last OnDone has counted, and may not have returned.
@@ -145,9 +149,11 @@ Status DistributedOptimizerImpl::Init() {
   }
   const Traits& t = traits();
   if (t.payloads < 1 || t.payloads > kMaxPayloads ||
-      static_cast<int>(t.states.size()) > kMaxStates || t.measures > kMaxMeasures) {
-    return absl::InvalidArgumentError("optimizer plugin '" + t.name +
-                                      "' asks for more payloads, states or measures than exist");
+      static_cast<int>(t.states.size()) > kMaxStates || t.measures > kMaxMeasures ||
+      static_cast<int>(t.hypers.size()) > kMaxOwnHypers) {
+    return absl::InvalidArgumentError(
+        "optimizer plugin '" + t.name +
+        "' asks for more payloads, states, measures or hyper-parameters than exist");
   }
   shared_.name = "optimizer" + std::to_string(shared_.engine->NextOptimizer());
   title_ = shared_.name + " (" + t.name + ")";
@@ -165,10 +171,14 @@ Status DistributedOptimizerImpl::Init() {
     }
   }
   // Agreement first: buckets of different lengths would only say that something differs.
-  if (Status s = AgreeOnParameters(); !s.ok()) return s;
+  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, t.name, step_, shared_.params,
+                                  options_.interrupted);
+      !s.ok()) {
+    return s;
+  }
   if (Status s = UseTopologyOf(step_); !s.ok()) return s;
   MakeBuckets();
-  return AllocateSlots();
+  return AgreeOnSuccess(shared_.engine, shared_.name, AllocateSlots(), options_.interrupted);
 }
 
 // Reverse registration order: the last layers' gradients come first.
@@ -235,121 +245,6 @@ Status DistributedOptimizerImpl::AllocateSlots() {
   return absl::OkStatus();
 }
 
-StatusOr<std::vector<int64_t>> DistributedOptimizerImpl::Gather(const std::vector<int64_t>& mine,
-                                                                const char* what) {
-  OpSpec spec;
-  spec.op = Op::kAllgather;
-  spec.name = shared_.name + "." + what;
-  // The engine's until the operation is over, which it may not be when this one gives up.
-  struct Memory {
-    std::vector<int64_t> mine, all;
-  };
-  const auto memory = std::make_shared<Memory>();
-  memory->mine = mine;
-  memory->all.resize(mine.size() * static_cast<size_t>(shared_.engine->place().size));
-  spec.input =
-      TensorView::Of(memory->mine.data(), static_cast<int64_t>(mine.size()), DType::kInt64);
-  spec.output =
-      TensorView::Of(memory->all.data(), static_cast<int64_t>(memory->all.size()), DType::kInt64);
-  spec.keep_alive = memory;
-  StatusOr<std::shared_ptr<Work>> work = shared_.engine->Submit(std::move(spec));
-  if (!work.ok()) return work.status();
-  while (true) {
-    const Status s = (*work)->Wait(std::chrono::milliseconds(100));
-    if ((*work)->done()) {
-      if (!s.ok()) return s;
-      return std::move(memory->all);
-    }
-    if (options_.interrupted && options_.interrupted()) {
-      return absl::CancelledError("interrupted while the ranks agree on the optimizer");
-    }
-  }
-}
-
-Status DistributedOptimizerImpl::AgreeOnParameters() {
-  const int size = shared_.engine->place().size;
-  if (size == 1) return absl::OkStatus();
-  const auto bits = [](uint64_t v) { return static_cast<int64_t>(v); };
-  const size_t n = shared_.params.size();
-  const std::vector<int64_t> head = {
-      static_cast<int64_t>(n), step_,
-      bits(StableHash().Add(std::string_view(traits().name)).value())};
-  auto heads = Gather(head, "head");
-  if (!heads.ok()) return heads.status();
-  // All ranks see the same difference, and tell each other what they have there.
-  const auto tell = [&](std::string text) -> StatusOr<std::vector<std::string>> {
-    constexpr size_t kWords = 32;
-    text.resize(kWords * 8 - 1);
-    std::vector<int64_t> mine(kWords, 0);
-    std::copy(text.begin(), text.end(), reinterpret_cast<char*>(mine.data()));
-    auto all = Gather(mine, "difference");
-    if (!all.ok()) return all.status();
-    std::vector<std::string> texts;
-    for (int r = 0; r < size; ++r) {
-      texts.emplace_back(
-          reinterpret_cast<const char*>(all->data() + static_cast<size_t>(r) * kWords));
-    }
-    return texts;
-  };
-  const auto differ = [](const std::string& what) {
-    return absl::InvalidArgumentError("optimizer: the ranks do not agree: " + what);
-  };
-  int64_t least = static_cast<int64_t>(n);
-  std::string counts;
-  for (int r = 0; r < size; ++r) {
-    const int64_t* other = heads->data() + 3 * r;
-    const int64_t* first = heads->data();
-    std::string what;
-    least = std::min(least, other[0]);
-    if (other[0] != first[0] && counts.empty()) {
-      counts = std::to_string(first[0]) + " parameters on rank 0, " + std::to_string(other[0]) +
-               " on rank " + std::to_string(r) + "; ";
-    }
-    if (other[1] != first[1]) {
-      what = "step " + std::to_string(first[1]) + " on rank 0, step " + std::to_string(other[1]) +
-             " on rank " + std::to_string(r) + " (load the same checkpoint everywhere)";
-    } else if (other[2] != first[2]) {
-      auto names = tell(traits().name);
-      if (!names.ok()) return names.status();
-      what = "plugin '" + (*names)[0] + "' on rank 0, '" + (*names)[static_cast<size_t>(r)] +
-             "' on rank " + std::to_string(r);
-    }
-    if (!what.empty()) return differ(what);
-  }
-  std::vector<int64_t> hashes;
-  for (size_t i = 0; i < static_cast<size_t>(least); ++i) {
-    const ParameterInfo& p = shared_.params[i];
-    hashes.push_back(bits(StableHash()
-                              .Add(std::string_view(p.name))
-                              .Add(p.count)
-                              .Add(p.dtype)
-                              .Add(p.group)
-                              .Add(p.layout_hash)
-                              .value()));
-  }
-  auto all = Gather(hashes, "parameters");
-  if (!all.ok()) return all.status();
-  // The first parameter that differs; of different numbers at the latest where one list ends.
-  for (size_t i = 0; i < hashes.size() || !counts.empty(); ++i) {
-    for (int r = 1; r < size; ++r) {
-      const bool ends = i == hashes.size();
-      if (!ends && (*all)[static_cast<size_t>(r) * hashes.size() + i] == (*all)[i]) continue;
-      if (ends && ((*heads)[static_cast<size_t>(3 * r)] > least) == ((*heads)[0] > least)) continue;
-      std::string mine = "missing";
-      if (i < n) {
-        const ParameterInfo& p = shared_.params[i];
-        mine = "'" + p.name + "' " + p.layout + " (group " + std::to_string(p.group) + ")";
-      }
-      auto texts = tell(mine);
-      if (!texts.ok()) return texts.status();
-      return differ(counts + "parameter " + std::to_string(i) + " is " + (*texts)[0] +
-                    " on rank 0 and " + (*texts)[static_cast<size_t>(r)] + " on rank " +
-                    std::to_string(r));
-    }
-  }
-  return absl::OkStatus();
-}
-
 Status DistributedOptimizerImpl::SetStep(int64_t step) {
   if (in_step_) {
     return absl::FailedPreconditionError(traits().name +
@@ -402,29 +297,22 @@ Status DistributedOptimizerImpl::UseTopologyOf(int64_t step) {
   return absl::OkStatus();
 }
 
-// The first touch of a step: hyper-parameters are fixed here and compared later.
-Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
-  if (in_step_) {
-    for (size_t g = 0; g < shared_.hypers.size(); ++g) {
-      if (g < hypers.size() && hypers[g] == shared_.hypers[g]) continue;
-      const Hyper& was = shared_.hypers[g];
-      std::ostringstream text;
-      text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
-           << ": the hyper-parameters of group " << g
-           << " changed while the step was under way: lr " << was.lr << ", momentum "
-           << was.momentum << ", weight_decay " << was.weight_decay << " became ";
-      if (g < hypers.size()) {
-        text << "lr " << hypers[g].lr << ", momentum " << hypers[g].momentum << ", weight_decay "
-             << hypers[g].weight_decay;
-      } else {
-        text << "absent";
-      }
-      text << ". Change them after step() and before backward(), or use overlap=False";
-      return absl::FailedPreconditionError(text.str());
-    }
-    return absl::OkStatus();
+// The hyper-parameters of a step are those of its first touch.
+Status DistributedOptimizerImpl::CheckUnchanged(std::span<const Hyper> hypers) const {
+  for (size_t g = 0; g < shared_.hypers.size(); ++g) {
+    if (g < hypers.size() && hypers[g] == shared_.hypers[g]) continue;
+    std::ostringstream text;
+    text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
+         << ": the hyper-parameters of group " << g
+         << " changed while the step was under way: " << ToString(traits(), shared_.hypers[g])
+         << " became " << (g < hypers.size() ? ToString(traits(), hypers[g]) : "absent");
+    text << ". Change them after step() and before backward(), or use overlap=False";
+    return absl::FailedPreconditionError(text.str());
   }
-  if (Status s = Failure(); !s.ok()) return s;
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::CheckHypers(std::span<const Hyper> hypers) const {
   for (const auto& bucket : buckets_) {
     if (static_cast<size_t>(bucket->group) >= hypers.size()) {
       return absl::InvalidArgumentError(traits().name + ": no hyper-parameters for group " +
@@ -432,17 +320,21 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
     }
   }
   for (size_t g = 0; g < hypers.size(); ++g) {
-    for (const auto& [name, value] : {std::pair{"lr", hypers[g].lr},
-                                      {"momentum", hypers[g].momentum},
-                                      {"weight_decay", hypers[g].weight_decay}}) {
-      if (std::isfinite(value) && value >= 0.0) continue;
-      std::ostringstream text;
-      text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
-           << ": " << name << " of group " << g << " is " << value
-           << ", but must be a finite number >= 0";
-      return absl::InvalidArgumentError(text.str());
+    if (Status s = CheckHyper(traits(), hypers[g]); !s.ok()) {
+      return absl::InvalidArgumentError("rank " + std::to_string(shared_.engine->place().rank) +
+                                        ": " + traits().name + ", step " + std::to_string(step_) +
+                                        ", group " + std::to_string(g) + ": " +
+                                        std::string(s.message()));
     }
   }
+  return absl::OkStatus();
+}
+
+// The first touch of a step, or a later one.
+Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
+  if (in_step_) return CheckUnchanged(hypers);
+  if (Status s = Failure(); !s.ok()) return s;
+  if (Status s = CheckHypers(hypers); !s.ok()) return s;
   if (!has_early_) {
     if (Status s = UseTopologyOf(step_); !s.ok()) return s;
   }
@@ -459,9 +351,9 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
     shared_.produced.Reset();
     if (n == 0) shared_.produced.Set();
   }
-  if (!delayed()) {
-    if (!has_early_) shared_.to_consume.store(n);
-    if (!has_early_) shared_.consumed.Reset();
+  if (!delayed() && !has_early_) {
+    shared_.to_consume.store(n);
+    shared_.consumed.Reset();
     if (n == 0) shared_.consumed.Set();
   }
   for (auto& bucket : buckets_) {
@@ -490,15 +382,62 @@ void DistributedOptimizerImpl::GiveUp(const Status& status) {
   });
 }
 
+// What the plugin exchanges in a step: null on silent ones, else its one kind of exchange.
+StatusOr<const Exchange*> DistributedOptimizerImpl::ExchangeOf(const StepPlan& exchanges) const {
+  if (exchanges.empty()) return nullptr;
+  const Exchange* const first = &*exchanges.begin();
+  uint32_t payloads = 0;
+  int named = 0;
+  for (const Exchange& other : exchanges) {
+    if (other.collective != first->collective || other.round != first->round) {
+      return absl::UnimplementedError("optimizer plugin '" + traits().name +
+                                      "' plans exchanges of different kinds in one step");
+    }
+    payloads |= other.payloads;
+    named += std::popcount(other.payloads);
+  }
+  if (payloads != (1U << traits().payloads) - 1 || named != traits().payloads) {
+    return absl::InvalidArgumentError(
+        "optimizer plugin '" + traits().name + "' has " + std::to_string(traits().payloads) +
+        " payloads; a step that exchanges must name each of them once");
+  }
+  if (shared_.plugin->codec() != nullptr && first->collective != Collective::kNeighborAllreduce) {
+    return absl::InvalidArgumentError("optimizer plugin '" + traits().name +
+                                      "': a codec goes with neighbor_allreduce only");
+  }
+  return first;
+}
+
+// Where averages go that are not consumed tile by tile.
+Status DistributedOptimizerImpl::AllocateMixed(Bucket& bucket) {
+  const int64_t bytes = traits().payloads * bucket.count * SizeOf(bucket.dtype);
+  for (auto& mixed : bucket.mixed) {
+    if (mixed != nullptr) continue;
+    auto memory = shared_.engine->arena()->Allocate(bytes);
+    if (!memory.ok()) return memory.status();
+    mixed = *std::move(memory);
+    bytes_pinned_ += bytes;
+  }
+  return absl::OkStatus();
+}
+
+BucketStep* DistributedOptimizerImpl::FreeStepOf(Bucket& bucket) {
+  for (auto& s : bucket.steps) {
+    if (!s->in_use()) return s.get();
+  }
+  bucket.steps.push_back(std::make_unique<BucketStep>(&shared_, &bucket));
+  return bucket.steps.back().get();
+}
+
 Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool consume_open) {
   const control::Place& place = shared_.engine->place();
-  const StepPlan exchanges = shared_.plugin->Plan(step);
-  StepContext ctx;
-  ctx.step = step;
-  ctx.dtype = bucket.dtype;
-  ctx.rank = place.rank;
-  ctx.size = place.size;
-  ctx.exchanged = !exchanges.empty();
+  const Hyper& hyper = shared_.hypers[static_cast<size_t>(bucket.group)];
+  const StatusOr<StepPlan> exchanges =
+      Guarded([&] { return traits().name + ", step " + std::to_string(step); },
+              [&]() -> StatusOr<StepPlan> { return shared_.plugin->Plan(step, hyper); });
+  if (!exchanges.ok()) return exchanges.status();
+  const StatusOr<const Exchange*> exchange = ExchangeOf(*exchanges);
+  if (!exchange.ok()) return exchange.status();
   collective::PluginPlan plugin;
   plugin.payloads = traits().payloads;
   plugin.measure = traits().measure_scope == MeasureScope::kParameter;
@@ -509,54 +448,26 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   request.count = bucket.count;
   request.element_bytes = SizeOf(bucket.dtype);
   request.plugin = &plugin;
-  request.silent = exchanges.empty();
+  request.silent = *exchange == nullptr;
   StableHash hash;
-  const Hyper& hyper = shared_.hypers[static_cast<size_t>(bucket.group)];
-  hash.Add(step).Add(hyper.lr).Add(hyper.momentum).Add(hyper.weight_decay);
-  if (!exchanges.empty()) {
-    const Exchange& e = *exchanges.begin();
-    uint32_t payloads = 0;
-    int named = 0;
-    for (const Exchange& other : exchanges) {
-      if (other.collective != e.collective || other.round != e.round) {
-        return absl::UnimplementedError("optimizer plugin '" + traits().name +
-                                        "' plans exchanges of different kinds in one step");
-      }
-      payloads |= other.payloads;
-      named += std::popcount(other.payloads);
-    }
-    if (payloads != (1U << traits().payloads) - 1 || named != traits().payloads) {
-      return absl::InvalidArgumentError(
-          "optimizer plugin '" + traits().name + "' has " + std::to_string(traits().payloads) +
-          " payloads; a step that exchanges must name each of them once");
-    }
-    if (shared_.plugin->codec() != nullptr && e.collective != Collective::kNeighborAllreduce) {
-      return absl::InvalidArgumentError("optimizer plugin '" + traits().name +
-                                        "': a codec goes with neighbor_allreduce only");
-    }
-    request.collective = e.collective;
-    hash.Add(e.collective).Add(e.round);
-    request.neighborhood = &topology_->at(e.round).neighborhood(place.rank);
+  hash.Add(step).Add(hyper.lr).Add(HashOfRest(traits(), hyper));
+  if (*exchange != nullptr) {
+    request.collective = (*exchange)->collective;
+    hash.Add((*exchange)->collective).Add((*exchange)->round);
+    request.neighborhood = &topology_->at((*exchange)->round).neighborhood(place.rank);
   }
   StatusOr<std::shared_ptr<const Plan>> plan = shared_.engine->planner().Get(request);
   if (!plan.ok()) return plan.status();
   if ((*plan)->schedule.output_count > 0) {
-    const int64_t bytes = traits().payloads * bucket.count * SizeOf(bucket.dtype);
-    for (auto& mixed : bucket.mixed) {
-      if (mixed != nullptr) continue;
-      auto memory = shared_.engine->arena()->Allocate(bytes);
-      if (!memory.ok()) return memory.status();
-      mixed = *std::move(memory);
-      bytes_pinned_ += bytes;
-    }
+    if (Status s = AllocateMixed(bucket); !s.ok()) return s;
   }
-  BucketStep* free = nullptr;
-  while (free == nullptr) {
-    for (auto& s : bucket.steps) {
-      if (!s->in_use()) free = s.get();
-    }
-    if (free == nullptr) bucket.steps.push_back(std::make_unique<BucketStep>(&shared_, &bucket));
-  }
+  StepContext ctx;
+  ctx.step = step;
+  ctx.dtype = bucket.dtype;
+  ctx.rank = place.rank;
+  ctx.size = place.size;
+  ctx.exchanged = *exchange != nullptr;
+  BucketStep* const free = FreeStepOf(bucket);
   free->Begin(ctx, *std::move(plan), delayed() && has_delayed_, delayed() || early(), consume_open,
               hash.value());
   bucket.current = free;
@@ -661,7 +572,18 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
     shared_.bindings[i] = bindings[i];
   }
   begun_ = true;
-  if (traits().measure_scope == MeasureScope::kModel) MeasureModel();
+  if (traits().measure_scope == MeasureScope::kModel) {
+    const Status s = Guarded([&] { return traits().name + ", step " + std::to_string(step_); },
+                             [&] {
+                               MeasureModel();
+                               return absl::OkStatus();
+                             });
+    if (!s.ok()) {
+      in_step_ = begun_ = false;
+      GiveUp(s);
+      return s;
+    }
+  }
   for (auto& bucket : buckets_) {
     const bool complete = bucket->ready == static_cast<int>(bucket->params.size()) &&
                           traits().measure_scope != MeasureScope::kModel;

@@ -121,7 +121,7 @@ class Wrong final : public Optimizer {
  public:
   explicit Wrong(int rank) : rank_(rank) {}
   const Traits& traits() const override { return traits_; }
-  StepPlan Plan(int64_t step) const override {
+  StepPlan Plan(int64_t step, const Hyper&) const override {
     return {Exchange{Collective::kNeighborAllreduce, step, rank_ == 1 && step == 1 ? 0u : 1u}};
   }
   void Produce(const StepContext&, std::span<const Segment> segments) override {

@@ -17,20 +17,19 @@
 namespace bluefog {
 namespace {
 
-constexpr int64_t kMicrosecond = 1'000;
-constexpr int64_t kMillisecond = 1'000'000;
 /// Reserving is slow (60 ms for 64 MiB), and the first staged operation waits for it.
 constexpr int64_t kSegmentBytes = int64_t{8} << 20;
 /// After a caller has driven, its next wait is likely to come within this time; see PrepareSleep.
 constexpr int kLendMs = 2;
 /// A slow yield after fewer quick ones than this means that the core is wanted by others.
 constexpr int kManyYields = 16;
+constexpr auto kSleepSlice = std::chrono::seconds(1);
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);
 /// And before that, at most, for what only has to leave.
 constexpr int64_t kDepartNs = 100 * kMillisecond;
-/// Turns of a millisecond between two looks at whether it was interrupted in that.
-constexpr int64_t kTurnsPerQuestion = 50;
+/// Between two looks at whether it was interrupted in that.
+constexpr auto kLingerSlice = std::chrono::milliseconds(50);
 
 std::chrono::steady_clock::time_point After(std::chrono::nanoseconds timeout) {
   const auto now = std::chrono::steady_clock::now();
@@ -181,23 +180,15 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
     }
     // What is complete here but for the neighbours' releases may linger; the rest nobody will wait
     // for.
-    Completion quiet;
     const std::string text =
         "rank " + std::to_string(place_.rank) + " was shut down with the operation under way";
     Run([text](Executor& executor) {
       executor.FailUnfinished([](const Operation&) { return true; }, absl::AbortedError(text));
     });
+    // Set under the lock where the last operation ended: see ProgressLocked.
     const auto deadline = std::chrono::steady_clock::now() + kLinger;
-    for (int64_t turn = 1;; ++turn) {
-      bool idle = false;
-      {
-        MutexLock lock(progress_mu_);
-        ProgressLocked();
-        idle = executor_.idle();
-      }
-      if (idle || std::chrono::steady_clock::now() > deadline) break;
-      if (turn % kTurnsPerQuestion == 0 && interrupted && interrupted()) break;
-      quiet.Sleep(std::chrono::steady_clock::now() + std::chrono::milliseconds(1));
+    while (!Wait(idle_, kLingerSlice, "shutdown") && std::chrono::steady_clock::now() < deadline) {
+      if (interrupted && interrupted()) break;
     }
     std::unique_ptr<control::Membership> membership;
     {
@@ -343,6 +334,9 @@ bool Engine::ProgressLocked() {
       const int64_t next = executor_.CheckDeadlines(now);
       next_check_ns_ = std::min(next, now + 50 * kMillisecond);
     }
+  }
+  if (down_.load(std::memory_order_relaxed) && executor_.idle() && !inbox_filled_.load()) {
+    idle_.Set();
   }
   runnable_.store(executor_.runnable(), std::memory_order_relaxed);
   ops_done_.store(stats_.ops_done, std::memory_order_relaxed);
@@ -504,7 +498,13 @@ bool Engine::Wait(Completion& completion, std::chrono::nanoseconds timeout, cons
   const auto deadline = After(timeout);
   waiters_.fetch_add(1);
   if (!completion.done()) Drive(completion, deadline);
-  const bool done = completion.done() || completion.Sleep(deadline);
+  bool done = completion.done();
+  while (!done) {
+    // When the engine's thread has ended, what is left moves only under those who wait.
+    done = completion.Sleep(std::min(deadline, After(kSleepSlice)));
+    if (done || std::chrono::steady_clock::now() >= deadline) break;
+    if (down_.load(std::memory_order_relaxed)) Drive(completion, deadline);
+  }
   waiters_.fetch_sub(1);
   const int64_t end = NowNs();
   blocked_ns_.fetch_add(end - begin, std::memory_order_relaxed);

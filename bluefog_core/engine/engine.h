@@ -170,6 +170,7 @@ class Engine final : private transport::Receiver {
   std::atomic<bool> looks_again_{false};
   std::atomic<bool> stop_{false};
   std::atomic<bool> down_{false};
+  Completion idle_;  ///< After down_: nothing is under way any more.
   std::atomic<int64_t> no_drive_until_ns_{0};
   std::atomic<int> optimizers_{0};
   std::atomic<int64_t> blocked_ns_{0}, nonfinite_{0}, ops_done_{0};

@@ -101,20 +101,28 @@ class Executor {
   void MakeReady(Operation* op, int32_t unit);
   void CompleteUnit(Operation* op, int32_t unit);
   void Answered(Operation* op);
+
+  // executor_receive.cc: what comes in.
   void Deliver(Operation* op, int peer, const WireHeader& header, const transport::View& view,
                std::vector<std::byte> copy, bool copied);
+  bool ReadAtOnce(const Operation& op, int32_t receive) const;
   void Arrived(Operation* op, int32_t unit);
   bool NextToFetch(const Operation& op, int32_t unit) const;
   void TryFetch(Operation* op);
   void ReleaseReceive(Operation* op, Operation::Receive& receive);
-  void FinishIfQuiet(Operation* op);
-  bool Settled(const Operation& op) const;
-  Status Complete(Operation* op, Status status);
-  void Finish(Operation* op);
+
+  // executor_send.cc: what goes out. Control messages keep their order, and go before later data.
   bool RunPublishes(Operation* op);
   bool Publish(Operation* op, int32_t unit, bool* moved);
   StatusOr<bool> Prepare(Operation* op, const Plan::Unit& unit);
   void Post(Operation* op, int peer, uint8_t role);
+  void SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload,
+                   uint64_t cookie = 0);
+  bool FlushOutbox(int peer);
+  WireHeader HeaderOf(const Operation& op, MessageKind kind) const;
+  void Abort(const WireHeader& about, int peer, const Status& status, uint64_t cookie = 0);
+  void Refuse(const WireHeader& header, int peer, const Status& status,
+              const transport::View* view);
 
   // executor_compute.cc: units that touch memory.
   Status Compute(Operation* op, const Plan::Unit& unit);
@@ -128,14 +136,11 @@ class Executor {
                         int64_t offset) const;
   void NeedTiles(size_t buffers, int64_t bytes);
 
-  // Control messages, in order with each other and before later data.
-  void SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload,
-                   uint64_t cookie = 0);
-  bool FlushOutbox(int peer);
-  WireHeader HeaderOf(const Operation& op, MessageKind kind) const;
-  void Abort(const WireHeader& about, int peer, const Status& status, uint64_t cookie = 0);
-  void Refuse(const WireHeader& header, int peer, const Status& status,
-              const transport::View* view);
+  // executor_end.cc: how operations end.
+  void FinishIfQuiet(Operation* op);
+  bool Settled(const Operation& op) const;
+  Status Complete(Operation* op, Status status);
+  void Finish(Operation* op);
   void Break(Operation* op, int peer);
   bool Needs(const Operation& op, int peer) const;
   std::string PeersMissing(const Operation& op) const;
@@ -168,7 +173,8 @@ class Executor {
   std::vector<std::vector<std::byte>> tiles_;
   std::vector<const std::byte*> mixed_;
   std::vector<std::byte> coded_;
-  std::vector<Operation*> sweep_;  ///< CheckDeadlines.
+  std::vector<Operation*> sweep_;              ///< CheckDeadlines.
+  std::vector<std::vector<std::byte>> spare_;  ///< For copies of early messages.
 };
 
 }  // namespace bluefog

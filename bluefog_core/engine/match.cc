@@ -18,7 +18,7 @@ bool IsAbout(const std::string& description, const WireHeader& header) {
   int64_t count = 1;
   for (const char* at = description.c_str() + head.size(); *at != '\0' && *at != ']';) {
     char* end = nullptr;
-    count *= std::strtoll(at, &end, 10);
+    if (__builtin_mul_overflow(count, std::strtoll(at, &end, 10), &count)) return false;
     if (end == at) return false;
     at = end + (*end == ',' ? 1 : 0);
   }
@@ -57,7 +57,6 @@ bool Match::TakeEarly(const Operation& op, Early* early) {
   if (it == list.end()) return false;
   *early = std::move(*it);
   list.erase(it);
-  if (!early->copied) held_bytes_[static_cast<size_t>(early->peer)] -= early->view.size;
   return true;
 }
 
@@ -79,7 +78,6 @@ bool Match::FinishedWithout(const Key& key, int peer) const {
 }
 
 void Match::Store(Early early) {
-  if (!early.copied) held_bytes_[static_cast<size_t>(early.peer)] += early.view.size;
   names_[early.header.key.name_hash].early.push_back(std::move(early));
 }
 
@@ -93,15 +91,11 @@ void Match::Forget(int peer, std::vector<Early>* views) {
     }
     std::erase_if(name.early, forgotten);
   }
-  held_bytes_[static_cast<size_t>(peer)] = 0;
 }
 
 std::vector<Match::Early> Match::Condemn(uint64_t name_hash, const Status& status) {
   Name& name = names_[name_hash];
   name.condemned = status;
-  for (const Early& e : name.early) {
-    if (!e.copied) held_bytes_[static_cast<size_t>(e.peer)] -= e.view.size;
-  }
   return std::exchange(name.early, {});
 }
 

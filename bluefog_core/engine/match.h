@@ -13,7 +13,7 @@ namespace bluefog {
 
 class Match {
  public:
-  Match(int rank, int size) : rank_(rank), held_bytes_(static_cast<size_t>(size), 0) {}
+  explicit Match(int rank) : rank_(rank) {}
 
   /// A message whose operation is not submitted yet. Its view is held, or copied out and detached.
   struct Early {
@@ -36,9 +36,7 @@ class Match {
   /// One of the last operations of this name ended here and did not send to `peer`. False if it is
   /// not known.
   bool FinishedWithout(const Key& key, int peer) const;
-  /// Keeps a message; true if the caller should copy it out and detach the view, because the peer's
-  /// buffer is filling with messages that wait.
-  bool ShouldCopy(int peer, int64_t bytes) const { return held_bytes_[peer] + bytes > kHoldBytes; }
+  /// Keeps a message.
   void Store(Early early);
   /// Everything stored from `peer`, forgotten.
   void Forget(int peer, std::vector<Early>* views);
@@ -57,7 +55,6 @@ class Match {
   std::string ToString(const WireHeader& header) const;
 
  private:
-  static constexpr int64_t kHoldBytes = 32 << 10;
   static constexpr size_t kDescriptions = 32;
 
   /// All that is known of a name, so that an operation costs one look-up and no allocation.
@@ -85,7 +82,6 @@ class Match {
 
   const int rank_;
   std::unordered_map<uint64_t, Name> names_;
-  std::vector<int64_t> held_bytes_;
 };
 
 }  // namespace bluefog

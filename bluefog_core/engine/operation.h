@@ -190,6 +190,7 @@ struct Operation : Submission {
   int64_t ahead = 0;                   ///< Chunks copied to be sent, less units computed since.
   std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.
   int64_t started_ns = 0, next_report_ns = 0;
+  int64_t waits_since_ns = 0;  ///< For others: its start, or when its own caller opened its gates.
   bool probed = false;  ///< Posts were sent although eager, to find a partner that never will.
 
   bool needs_posts = false;

@@ -30,15 +30,6 @@ const char* NameOf(Op op) {
   return "?";
 }
 
-namespace {
-
-bool IsFloating(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
-         dtype == DType::kBFloat16;
-}
-
-}  // namespace
-
 Status Engine::Validate(const OpSpec& spec) const {
   const auto bad = [&](const std::string& text) { return absl::InvalidArgumentError(text); };
   if (spec.input.device.type != DeviceType::kCpu) return bad("only CPU tensors are supported");
@@ -305,15 +296,14 @@ Status Engine::SetTopology(TopologySequence topology) {
   }
   if (place_.rank == 0) {
     // One rank speaks for all: the graph is the same everywhere.
-    if (StatusOr<TopologyAnalysis> a = Analyze(topology); a.ok()) {
-      if (!a->doubly_stochastic) {
-        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
-                              << "' does not keep averages: " << a->problem;
-      }
-      if (!a->connected) {
-        BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
-                              << "' is not connected: " << a->cut;
-      }
+    const TopologyAnalysis a = Analyze(topology, /*spectrum=*/false);
+    if (!a.doubly_stochastic) {
+      BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
+                            << "' does not keep averages: " << a.problem;
+    }
+    if (!a.connected) {
+      BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
+                            << "' is not connected: " << a.cut;
     }
   }
   auto shared = std::make_shared<const TopologySequence>(std::move(topology));

@@ -231,11 +231,6 @@ namespace {
 HWY_EXPORT(WeightedSumAny);
 HWY_EXPORT(SumDivideAny);
 
-bool IsFloating(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
-         dtype == DType::kBFloat16;
-}
-
 void Zero(DType dtype, int64_t n, void* out) {
   if (n > 0) std::memset(out, 0, static_cast<size_t>(n * SizeOf(dtype)));
 }

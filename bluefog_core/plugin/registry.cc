@@ -1,5 +1,4 @@
-// The optimizers by name. Filled while static objects are constructed, and by shared objects loaded
-// later; read from any thread.
+// The optimizers by name. Filled while static objects are constructed; read from any thread.
 #include <map>
 #include <utility>
 

@@ -15,7 +15,7 @@ namespace {
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Eigenvalues = std::vector<std::complex<double>>;
 
-constexpr double kSumTolerance = 1e-9;
+constexpr double kTolerance = 1e-9;  // Of weights and their sums.
 constexpr double kRounding = 1e-12;  // Below this the eigenvalues' digits are noise.
 
 double Sum(double self_weight, const std::vector<Edge>& edges) {
@@ -34,7 +34,7 @@ void CheckSums(const TopologySequence& sequence, TopologyAnalysis& result) {
     for (int i = 0; i < sequence.size(); ++i) {
       const Neighborhood& ranks = sequence.at(k).neighborhood(i);
       const double column = Sum(ranks.self_weight, ranks.in);
-      if (!(std::abs(column - 1.0) <= kSumTolerance)) {
+      if (!(std::abs(column - 1.0) <= kTolerance)) {
         result.column_stochastic = false;
         if (result.problem.empty()) {
           result.problem = fmt::format(
@@ -43,7 +43,7 @@ void CheckSums(const TopologySequence& sequence, TopologyAnalysis& result) {
         }
       }
       const double row = Sum(ranks.self_weight, ranks.out);
-      if (!(std::abs(row - 1.0) <= kSumTolerance)) {
+      if (!(std::abs(row - 1.0) <= kTolerance)) {
         result.row_stochastic = false;
         if (result.problem.empty()) {
           result.problem = fmt::format(
@@ -62,7 +62,7 @@ void CheckSymmetry(const TopologySequence& sequence, TopologyAnalysis& result) {
     for (int i = 0; i < sequence.size(); ++i) {
       for (const Edge& edge : topology.neighborhood(i).out) {
         const double back = topology.weight(edge.rank, i);
-        if (back == edge.weight) continue;
+        if (std::abs(back - edge.weight) <= kTolerance) continue;
         result.asymmetry = fmt::format("W[{0}][{1}] = {2:.12g} but W[{1}][{0}] = {3:.12g}{4}", i,
                                        edge.rank, edge.weight, back, InRound(sequence, k));
         return;
@@ -101,6 +101,7 @@ void CheckConnectivity(const TopologySequence& sequence, TopologyAnalysis& resul
   if (result.connected) return;
   result.cut = deaf >= 0 ? fmt::format("no path leads from rank 0 to rank {}", deaf)
                          : fmt::format("no path leads from rank {} to rank 0", mute);
+  if (!sequence.is_static()) result.cut += " over a whole period";
   if (result.problem.empty()) result.problem = "not connected: " + result.cut;
 }
 
@@ -183,13 +184,13 @@ void AnalyzeSpectrum(const TopologySequence& sequence, TopologyAnalysis& result)
 
 }  // namespace
 
-TopologyAnalysis Analyze(const TopologySequence& topology) {
+TopologyAnalysis Analyze(const TopologySequence& topology, bool spectrum) {
   TopologyAnalysis result;
   CheckSums(topology, result);
   CheckSymmetry(topology, result);
   CheckConnectivity(topology, result);
   CountMessages(topology, result);
-  if (topology.size() <= kMaxSpectrumSize) AnalyzeSpectrum(topology, result);
+  if (spectrum && topology.size() <= kMaxSpectrumSize) AnalyzeSpectrum(topology, result);
   return result;
 }
 

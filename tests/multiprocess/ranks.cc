@@ -1,14 +1,11 @@
 #include "ranks.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,9 +13,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <random>
 
 #include "base/clock.h"
+#include "base/port.h"
 
 #if defined(__SANITIZE_THREAD__)
 // gRPC itself is not instrumented, so that what it hands from thread to thread looks like a race.
@@ -38,22 +35,6 @@ void Rank::Mark() const { record->marked_ns = NowNs(); }
 
 std::ostream& operator<<(std::ostream& out, const Outcome& outcome) {
   return out << "exit code " << outcome.exit_code << ", " << outcome.status << "\n" << outcome.log;
-}
-
-int FreePort() {
-  // Anywhere: tests run side by side.
-  static int next = 10'000 + static_cast<int>(std::random_device{}() % 20'000);
-  while (true) {
-    next = next < 31'000 ? next + 1 : 10'000;
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons(static_cast<uint16_t>(next));
-    const bool free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
-    close(fd);
-    if (free) return next;
-  }
 }
 
 std::vector<std::string> FilesLeft(const std::string& job) {
@@ -76,7 +57,7 @@ std::vector<std::string> FilesLeft(const std::string& job) {
 Job::Job(int size, Tweak tweak)
     : size_(size),
       tweak_(std::move(tweak)),
-      port_(FreePort()),
+      port_(*FreePort()),
       id_("faults-" + std::to_string(getpid()) + "-" + std::to_string(port_)) {
   records_ = static_cast<Record*>(mmap(nullptr, sizeof(Record) * static_cast<size_t>(size),
                                        PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));

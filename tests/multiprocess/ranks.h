@@ -70,8 +70,6 @@ class Job {
   std::vector<Process> processes_;
 };
 
-/// A port that nobody listens on now, outside the range from which the kernel takes ports.
-int FreePort();
 /// Files of ours in /dev/shm and /tmp.
 std::vector<std::string> FilesLeft(const std::string& job);
 

@@ -6,11 +6,13 @@ once and used by all such tests. ``run_script`` starts processes for one script.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,9 +28,12 @@ TIMEOUT = 60.0
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below the ports that the kernel gives to outgoing connections, which come and go."""
+    while True:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            port = random.randrange(10_240, 32_000)
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def environments(n: int, **extra: str) -> list[dict[str, str]]:

@@ -326,12 +326,14 @@ def test_wrong_topologies():
         (outside, ValueError, "7"),
         (nx.complete_graph(3, nx.DiGraph), TypeError, "3 nodes.*4 ranks"),
         (bf.topology.ring(5), ValueError, "5.*4"),
-        ("ring", TypeError, "str"),
+        ("nosuch", ValueError, "set_topology.*nosuch.*ring"),
         ([[1.0]], TypeError, "list"),
     ):
         with pytest.raises(kind, match=text):
             bf.set_topology(graph)
     assert len(bf.in_neighbor_ranks()) == 2
+    bf.set_topology("fully-connected")  # A generator of bluefog.topology by its name.
+    assert len(bf.in_neighbor_ranks()) == N - 1
 
 
 @on_ranks(N)

@@ -410,6 +410,15 @@ def test_values_that_must_work():
     optimizer.step()
     assert bf.stats()["nonfinite_gradients"] > before
     assert torch.isnan(vector(model)).any()
+    # Each element once, infinite ones too.
+    x = torch.nn.Parameter(torch.zeros(100_000))
+    optimizer = bf.optim.DSGD([x], lr=0.1, topology="ring")
+    before = bf.stats()["nonfinite_gradients"]
+    x.grad = torch.zeros(100_000)
+    x.grad[[0, 7, 99_999]] = torch.tensor([float("inf"), float("-inf"), float("nan")])
+    optimizer.step()
+    assert bf.stats()["nonfinite_gradients"] - before == 3
+    assert x[0] == float("-inf") and x[7] == float("inf") and x[99_999].isnan()
     # Empty and 0-dim parameters, and no gradient at all.
     params = [torch.nn.Parameter(torch.zeros(s)) for s in ((0, 3), (), (2,))]
     optimizer = bf.optim.DmSGD(params, lr=0.1)
@@ -461,6 +470,10 @@ def test_what_is_refused():
         bf.optim.DSGD([("gap", strided)], lr=0.1)
     with pytest.raises(ValueError, match=r"'m'.*meta"):
         bf.optim.DSGD([("m", torch.nn.Parameter(torch.ones(2, device="meta")))], lr=0.1)
+    with pytest.raises(ValueError, match=r"momentum is 0\.9.*DmSGD"):
+        bf.optim.DSGD(model.parameters(), 0.1, 0.9)
+    with pytest.raises(TypeError, match="no hyper-parameter period"):
+        bf.optim.DistributedOptimizer(model.parameters(), 0.1, plugin="dsgd", period=3)
     for option in ("lr", "momentum", "weight_decay"):
         with pytest.raises(ValueError, match=f"{option} is -1"):
             bf.optim.DmSGD(model.parameters(), **{"lr": 0.1, option: -1.0})
@@ -503,6 +516,23 @@ def test_parameters_that_differ_between_ranks():
 
 
 @on_ranks(N)
+def test_models_of_every_kind():
+    """Batch norm, autocast, a compiled model: the optimizer does not care."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    for run in (model, torch.compile(model, backend="eager")):
+        optimizer = make("DmSGD", model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = run(torch.randn(16, 6)).float().square().mean()
+            loss.backward()
+            optimizer.step()
+    assert torch.isfinite(vector(model)).all()
+    assert model[1].num_batches_tracked == 6
+
+
+@on_ranks(N)
 def test_topologies_of_optimizers():
     x = torch.nn.Parameter(torch.full((3,), float(bf.rank())))
     sequence = bf.topology.one_peer_hypercube(N)
@@ -519,6 +549,13 @@ def test_topologies_of_optimizers():
     assert not (x == 1.5).all()
     optimizer.step()
     assert torch.allclose(x, torch.tensor(1.5))
+    # It comes at that step also if the parameters are registered anew before it.
+    optimizer = bf.optim.DSGD([x], lr=0.1, topology=bf.topology.ring(N), broadcast=False)
+    optimizer.set_topology("fully-connected", from_step=2)
+    for step, mixed in enumerate((False, False, True)):
+        x.data = torch.full((3,), float(bf.rank()), dtype=(torch.float32, torch.float64)[step % 2])
+        optimizer.step()
+        assert torch.allclose(x, torch.tensor(1.5, dtype=x.dtype)) == mixed
     # Without topology=, that of set_topology at each step.
     optimizer = bf.optim.DSGD([x], lr=0.1, broadcast=False)
     bf.set_topology(bf.topology.star(N))
@@ -541,8 +578,13 @@ def test_models_and_optimizers_go_as_others_do():
     clone = copy.deepcopy(model)
     loss_of(clone, 0).backward()  # No hook came along.
     assert not optimizer._stepping
+    # A copy of both is another optimizer.
+    both = copy.deepcopy((model, optimizer))
+    train(*both, 1, start=1)
+    train(model, optimizer, 1, start=1)
+    assert same(both[0], model)
     reference = weakref.ref(optimizer)
-    del optimizer
+    del optimizer, both
     gc.collect()
     assert reference() is None
     # Its hooks are without effect, and another optimizer may take over.

@@ -103,6 +103,52 @@ except bf.BluefogError as error:
         assert all(line.startswith("UNAVAILABLE") and "rank 1" in line for line in lines), lines
 
 
+def test_ctrl_c_on_the_way_to_a_consensus_leaves_the_model():
+    script = """
+import signal, sys, time, numpy as np, bluefog as bf
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+bf.init()
+model = [np.full(100_000, float(bf.rank()))]
+bf.barrier()
+try:
+    if bf.rank() == 0:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+    else:
+        time.sleep(1.0)
+    with bf.consensus(model):
+        print("inside", model[0][0] == 0.5)
+except KeyboardInterrupt:
+    print("interrupted", (model[0] == bf.rank()).all())
+bf.barrier()
+print((model[0] == bf.rank()).all())
+"""
+    results = run_script(2, script)
+    assert [r.stdout.split() for r in results] == [
+        ["interrupted", "True", "True"], ["inside", "True", "True"],
+    ], [r.stderr for r in results]  # fmt: skip
+
+
+def test_the_engine_goes_on_while_python_does_not():
+    """Rank 1 holds the GIL; what rank 0 waits for comes from its background thread."""
+    script = """
+import ctypes, time, numpy as np, bluefog as bf
+bf.init()
+x = np.full(1_000_000, float(bf.rank()))
+bf.allreduce(x, name="warm")
+bf.barrier()
+start = time.monotonic()
+handle = bf.neighbor_allreduce_nonblocking(x, name="large")
+if bf.rank() == 1:
+    ctypes.PyDLL(None).usleep(3_000_000)  # PyDLL does not release it.
+y = bf.synchronize(handle)
+print((y == 0.5).all(), time.monotonic() - start < 2.0)
+"""
+    results = run_script(2, script)
+    assert [r.stdout.split() for r in results] == [["True", "True"], ["True", "False"]]
+
+
 @pytest.mark.parametrize("where", ["init", "wait", "make", "step"])
 def test_ctrl_c_answers_within_200_ms(where):
     """Rank 1 never takes part; rank 0 waits and is interrupted."""

@@ -1,11 +1,15 @@
 """The operations on PyTorch tensors, with real ranks. What NumPy's tests cover is not repeated."""
 
+import time
+import unittest.mock
+
 import pytest
 from ranks import on_ranks
 
 torch = pytest.importorskip("torch")
 
 import bluefog.torch as bf  # noqa: E402
+from bluefog.torch import _adapter  # noqa: E402
 
 N = 4
 
@@ -93,6 +97,30 @@ def test_models():
     assert (model[0].bias == r).all() and (model[1].running_mean == r).all()
     bf.allreduce_parameters(list(model.named_parameters()))
     assert bf.consensus_distance(model) == 0
+
+
+@on_ranks(2)
+def test_memory_outlives_its_tensor():
+    """A tensor that gets other memory during an operation: the engine still has the first."""
+    r = bf.rank()
+    x = torch.full((1 << 18,), float(r + 1))
+    if r == 1:
+        time.sleep(0.2)  # So that rank 0's memory is read later.
+    handle = bf.allreduce_nonblocking(x)
+    x.data = torch.empty(0)
+    reused = [torch.full((1 << 18,), 7.0) for _ in range(4)]
+    assert (bf.synchronize(handle) == 1.5).all() and len(reused) == 4
+
+
+@on_ranks(2)
+def test_older_pytorch():
+    """Without DLPack's C exchange API tensors travel in capsules."""
+    new = bf.allreduce(torch.full((2, 3), float(bf.rank())))
+    with unittest.mock.patch.object(_adapter, "_EXCHANGE", False):
+        old = bf.allreduce(torch.full((2, 3), float(bf.rank())))
+        x = torch.full((3,), float(bf.rank()))
+        assert bf.broadcast_(x, 1) is x and (x == 1).all()
+    assert torch.equal(new, old) and (old == 0.5).all()
 
 
 @on_ranks(1)

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <future>
+#include <numeric>
 
 #include "engine/engine.h"
 #include "ranks.h"
@@ -61,6 +62,37 @@ TEST_P(CommunicatorSpine, OppositeOrderWithALargeTensorInFront) {
     return absl::OkStatus();
   });
   for (const Vector& v : values) EXPECT_EQ(v, (Vector{1.5, 1.5, 2.5, 2.5, 3.5, 3.5}));
+}
+
+// Each operation waits for several peers, so that what one of them sent early could keep out what
+// another operation needs.
+TEST_P(CommunicatorSpine, ManyOperationsInOppositeOrder) {
+  struct Case {
+    int operations;
+    size_t count;
+  };
+  for (const Case& c : {Case{100, 1000}, Case{2000, 2}, Case{8, 40'000}}) {
+    const auto values = RunOk(3, [&](Communicator& comm, Vector* out) -> Status {
+      std::vector<Vector> x(static_cast<size_t>(c.operations), Vector(c.count, comm.rank() + 1.0));
+      std::vector<int> order(x.size());
+      std::iota(order.begin(), order.end(), 0);
+      if (comm.rank() == 2) std::reverse(order.begin(), order.end());
+      std::vector<std::shared_ptr<Work>> works;
+      for (const int i : order) {
+        auto work = comm.Submit(Spec(Op::kNeighborAllreduce, "x" + std::to_string(i), &x[i]));
+        if (!work.ok()) return work.status();
+        works.push_back(*work);
+      }
+      for (auto& work : works) {
+        if (Status s = work->Wait(std::chrono::seconds(60)); !s.ok()) return s;
+      }
+      for (const Vector& v : x) out->push_back(v.back());
+      return absl::OkStatus();
+    });
+    for (const Vector& v : values) {
+      for (const double mean : v) EXPECT_DOUBLE_EQ(mean, 2.0) << c.operations;
+    }
+  }
 }
 
 TEST_P(CommunicatorSpine, ASendToARankThatDoesNotListenFailsOnBoth) {

@@ -39,7 +39,7 @@ double Start(int rank, size_t i) { return std::cos(static_cast<double>(i) * 0.37
 
 std::vector<Hyper> HypersAt(int64_t step) {
   const double lr = 0.1 * (1.0 + 0.25 * static_cast<double>(step % 3));
-  return {{lr, 0.8, 0.01}, {lr / 2, 0.5, 0.02}};
+  return {{lr, 0.8, 0.01, {3.0}}, {lr / 2, 0.5, 0.02, {2.0}}};  // The last: of some toys.
 }
 
 // Doubly stochastic, directed, not circulant: rows and columns cannot be mixed up unseen.
@@ -258,12 +258,17 @@ TEST_P(OptimizerSpine, TwoPayloads) {
 }
 
 TEST_P(OptimizerSpine, SilentSteps) {
-  Check(RunOf<PeriodThree>(), [](Model& m) {
+  // A hyper-parameter of the plugin's own, another one in each group, says when.
+  Check(RunOf<Periodic>(), [](Model& m) {
     m.x = GradientStep(m);
-    if (m.step % 3 != 2) return;
-    m.x = Average(*m.w, m.x);
-    for (Vector& s : m.state) {
-      for (double& exchanges : s) exchanges += 1.0;
+    const Vectors mixed = Average(*m.w, m.x);
+    for (size_t r = 0; r < m.x.size(); ++r) {
+      for (size_t i = 0; i < m.x[r].size(); ++i) {
+        const auto period = static_cast<int64_t>(m.HyperOf(r, i).own[0]);
+        if (m.step % period != period - 1) continue;
+        m.x[r][i] = mixed[r][i];
+        m.state[r][i] += 1.0;
+      }
     }
   });
 }
@@ -308,9 +313,11 @@ TEST_P(OptimizerSpine, NormOfTheModelBeforeProduce) {
     for (size_t r = 0; r < m.g.size(); ++r) {
       double sum = 0.0;
       for (const double g : m.g[r]) sum += g * g;
-      const double scale = std::min(1.0, Clipping::kLimit / std::sqrt(sum));
-      clipped += scale < 1.0;
-      for (double& g : m.g[r]) g *= scale;
+      for (size_t i = 0; i < m.g[r].size(); ++i) {
+        const double scale = std::min(1.0, m.HyperOf(r, i).own[0] / std::sqrt(sum));
+        clipped += scale < 1.0;
+        m.g[r][i] *= scale;
+      }
     }
     m.x = Average(*m.w, GradientStep(m));
   });
@@ -401,7 +408,7 @@ TEST_P(OptimizerSpine, CompressedPayloadsKeepTheMean) {
 }
 
 TEST_P(OptimizerSpine, TopologyChangesAtAnAgreedStep) {
-  Training run = RunOf<PeriodThree>();
+  Training run = RunOf<Periodic>();
   run.make = [] { return std::make_unique<GlobalEveryFourth>(); };
   const TopologySequence later(*Ring(kRanks, RingStyle::kLeft));
   run.topology = TopologySequence(Directed());

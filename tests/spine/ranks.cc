@@ -1,14 +1,13 @@
 #include "ranks.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
-#include <random>
 #include <thread>
+
+#include "base/port.h"
 
 #if defined(__SANITIZE_THREAD__)
 // gRPC is not instrumented and synchronises with futexes of its own, so what is handed through it
@@ -19,22 +18,6 @@ extern "C" const char* __tsan_default_suppressions() { return "race:grpc::\n"; }
 
 namespace bluefog::spine {
 namespace {
-
-/// Below the range from which the kernel gives ports to outgoing connections.
-int FreePort() {
-  static std::mt19937 random{std::random_device{}()};
-  while (true) {
-    const int port = std::uniform_int_distribution<int>(20000, 32000)(random);
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    const bool free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-    close(fd);
-    if (free) return port;
-  }
-}
 
 Status RunProgram(Communicator& comm, const Program& program, std::vector<double>* values) {
   const Status status = program(comm, values);
@@ -98,7 +81,7 @@ RankResult RunChild(const Config& config, const Program& program) {
 }
 
 std::vector<RankResult> RunProcesses(int size, Config config, const Program& program) {
-  const int port = FreePort();
+  const int port = *FreePort();
   config.size = config.local_size = size;
   config.job_id = "spine-" + std::to_string(getpid()) + "-" + std::to_string(port);
   config.coordinator = "127.0.0.1:" + std::to_string(port);

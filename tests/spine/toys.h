@@ -53,7 +53,7 @@ class Toy : public Optimizer {
 class TwoPayloads final : public Toy {
  public:
   TwoPayloads() : Toy({.name = "two payloads", .payloads = 2, .states = {"m"}}) {}
-  StepPlan Plan(int64_t step) const override {
+  StepPlan Plan(int64_t step, const Hyper&) const override {
     return {Exchange{Collective::kNeighborAllreduce, step, 0b11}};
   }
   void ProduceAt(const StepContext&, const Segment& s, int64_t i) override {
@@ -67,12 +67,16 @@ class TwoPayloads final : public Toy {
   }
 };
 
-/// x+ = W(x - lr g) in every third step, x - lr g in the others; the state counts exchanges.
-class PeriodThree final : public Toy {
+/// x+ = W(x - lr g) in every `period`-th step, x - lr g in the others; the state counts exchanges.
+class Periodic final : public Toy {
  public:
-  PeriodThree() : Toy({.name = "period three", .states = {"exchanges"}}) {}
-  StepPlan Plan(int64_t step) const override {
-    if (step % 3 != 2) return {};
+  Periodic()
+      : Toy({.name = "periodic",
+             .states = {"exchanges"},
+             .hypers = {{.name = "period", .initial = 3.0, .lowest = 1.0}}}) {}
+  StepPlan Plan(int64_t step, const Hyper& hyper) const override {
+    const auto period = static_cast<int64_t>(hyper.own[0]);
+    if (step % period != period - 1) return {};
     return {Exchange{Collective::kNeighborAllreduce, step}};
   }
   void ConsumeAt(const StepContext& ctx, const Segment& s, int64_t i) override {
@@ -85,7 +89,7 @@ class PeriodThree final : public Toy {
 class GlobalEveryFourth final : public Toy {
  public:
   GlobalEveryFourth() : Toy({.name = "global every fourth"}) {}
-  StepPlan Plan(int64_t step) const override {
+  StepPlan Plan(int64_t step, const Hyper&) const override {
     return {
         Exchange{step % 4 == 3 ? Collective::kAllreduce : Collective::kNeighborAllreduce, step}};
   }
@@ -125,15 +129,18 @@ class LayerWise final : public Toy {
 /// x+ = W(x - lr g min(1, limit/|g|)), the norm over the whole model of this rank.
 class Clipping final : public Toy {
  public:
-  static constexpr double kLimit = 3.0;
-  Clipping() : Toy({.name = "clipping", .measure_scope = MeasureScope::kModel, .measures = 1}) {}
+  Clipping()
+      : Toy({.name = "clipping",
+             .hypers = {{.name = "limit", .initial = 3.0}},
+             .measure_scope = MeasureScope::kModel,
+             .measures = 1}) {}
   void Measure(const StepContext&, std::span<const Segment> segments) override {
     for (const Segment& s : segments) {
       for (int64_t i = 0; i < s.n; ++i) s.measure[0] += G(s)[i] * G(s)[i];
     }
   }
   void ProduceAt(const StepContext&, const Segment& s, int64_t i) override {
-    const double scale = std::min(1.0, kLimit / std::sqrt(s.measure[0]));
+    const double scale = std::min(1.0, s.hyper->own[0] / std::sqrt(s.measure[0]));
     Sent(s)[i] = X(s)[i] - s.hyper->lr * scale * G(s)[i];
   }
 };

@@ -11,6 +11,7 @@ offers the same functions on PyTorch tensors, and the optimizers.
 
 from __future__ import annotations
 
+from . import topology
 from ._core import __version__
 from ._errors import BluefogError, BluefogSizeError, BluefogValueError
 from ._numpy import api as _api
@@ -90,5 +91,6 @@ __all__ = [
     "size",
     "stats",
     "synchronize",
+    "topology",
     "wait",
 ]

@@ -9,27 +9,33 @@ import collections
 import contextlib
 import functools
 import math
-import numbers
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Callable, Generic, Protocol, TypeVar, Union
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from . import _core, _runtime
+from ._arguments import (
+    Destinations,
+    Weights,
+    call_weights,
+    named_tensors,
+    naming,
+    rank_of,
+    refuse_hierarchical,
+)
 from ._core import Op
 from ._errors import BluefogError, BluefogValueError
 
 T = TypeVar("T")
-Weights = Mapping[int, float]
-Destinations = Union[Mapping[int, float], Sequence[int]]
 
 
 class Adapter(Protocol[T]):
     """What the operations need to know about one framework's tensors."""
 
-    def export(self, tensor: Any, what: str, in_place: bool) -> Any:
-        """Something that ``_core`` imports; errors call the tensor ``what``."""
+    def export(self, tensor: Any, what: str, in_place: bool) -> tuple[Any, Any]:
+        """Arguments ``input`` and ``owner`` of ``_core``; errors call the tensor ``what``."""
 
     def contiguous(self, tensor: Any) -> Any:
         """A contiguous copy of a tensor with gaps."""
@@ -46,7 +52,7 @@ class Adapter(Protocol[T]):
     def named(self, params: Any) -> list[tuple[str, T]] | None:
         """The parameters of a model of this framework; None if it is not one."""
 
-    def averaged(self, model: Any) -> list[T]:
+    def averaged(self, model: Any) -> list[tuple[str, T]]:
         """What ``consensus`` averages of a model: parameters and floating-point buffers."""
 
     def copy(self, tensor: T) -> T: ...
@@ -147,7 +153,7 @@ class Api(Generic[T]):
         name: str | None = None,
     ) -> int:
         """Start :func:`allreduce` (the same parameters); returns a handle for ``synchronize``."""
-        _refuse_hierarchical(is_hierarchical_local)
+        refuse_hierarchical(is_hierarchical_local)
         return _runtime.add_handle(self._submit(Op.allreduce, tensor, name, average=average))
 
     def allreduce(
@@ -184,7 +190,7 @@ class Api(Generic[T]):
         BluefogError
             A rank died or never called; ``code`` says which.
         """
-        _refuse_hierarchical(is_hierarchical_local)
+        refuse_hierarchical(is_hierarchical_local)
         return _runtime.complete(self._submit(Op.allreduce, tensor, name, average=average))
 
     def allreduce_nonblocking_(
@@ -195,7 +201,7 @@ class Api(Generic[T]):
         name: str | None = None,
     ) -> int:
         """Start :func:`allreduce_` (the same parameters); returns a handle for ``synchronize``."""
-        _refuse_hierarchical(is_hierarchical_local)
+        refuse_hierarchical(is_hierarchical_local)
         return _runtime.add_handle(
             self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
         )
@@ -214,7 +220,7 @@ class Api(Generic[T]):
         ValueError
             As :func:`allreduce`; also a tensor that is read-only or has gaps in memory.
         """
-        _refuse_hierarchical(is_hierarchical_local)
+        refuse_hierarchical(is_hierarchical_local)
         return _runtime.complete(
             self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
         )
@@ -304,7 +310,8 @@ class Api(Generic[T]):
         ----------
         params : dict (taken in the order of its keys), list of tensors, or list of (name, tensor)
             ``model.state_dict()``, for example. Leaves that require gradients are fine. All must be
-            writable and without gaps in memory.
+            writable and without gaps in memory; nothing is changed where one is not. After Ctrl-C
+            what was under way is still written.
         root_rank : int
             The same on all ranks.
 
@@ -313,14 +320,24 @@ class Api(Generic[T]):
         ValueError
             Something else than the above; a tensor that differs in shape or dtype (named).
         """
-        self._in_place(Op.broadcast, _named_tensors(params), root=root_rank)
+        named = named_tensors(params)
+        self._check_in_place(Op.broadcast, named)
+        submit = functools.partial(
+            self._submit, Op.broadcast, name=None, in_place=True, root=root_rank
+        )
+        for _ in self._all(named, submit):
+            pass
 
     def allreduce_parameters(self, params: Any) -> None:
         """Overwrite all tensors with their mean over the ranks.
 
-        Parameters and errors are those of :func:`broadcast_parameters`; floating point only.
+        Parameters and errors are those of :func:`broadcast_parameters`; floating point only. The
+        tensors are overwritten when all means are there: on an error none is.
         """
-        self._in_place(Op.allreduce, _named_tensors(params), average=True)
+        named = named_tensors(params)
+        self._check_in_place(Op.allreduce, named)
+        for tensor, mean in self._means(named):
+            self._adapter.assign(tensor, mean)
 
     def consensus_distance(self, params: Any) -> float:
         """How far the ranks' models are apart: the root mean square distance to their mean.
@@ -344,10 +361,9 @@ class Api(Generic[T]):
         """
         named = self._adapter.named(params)
         if named is None:
-            named = _named_tensors(params)
-        submit = functools.partial(self._submit, Op.allreduce, name=None, average=True)
+            named = named_tensors(params)
         square = 0.0
-        for tensor, mean in self._all(named, submit):
+        for tensor, mean in self._all(named, self._submit_mean):
             square += self._adapter.squared_distance(tensor, mean)
         return math.sqrt(float(self.allreduce(self._adapter.scalar(square))[0]))
 
@@ -365,13 +381,17 @@ class Api(Generic[T]):
         ----------
         model : model, dict, list of tensors, or list of (name, tensor)
         """
-        tensors = self._adapter.averaged(model)
-        own = [self._adapter.copy(tensor) for tensor in tensors]
-        self._in_place(Op.allreduce, _named_tensors(tensors), average=True)
+        named = self._adapter.averaged(model)
+        self._check_in_place(Op.allreduce, named)
+        means = self._means(named)
+        own = [self._adapter.copy(tensor) for tensor, _ in means]
         try:
+            for tensor, mean in means:
+                self._adapter.assign(tensor, mean)
+            del means
             yield
         finally:
-            for tensor, value in zip(tensors, own):
+            for (_, tensor), value in zip(named, own):
                 self._adapter.assign(tensor, value)
 
     def empty(self, shape: int | Sequence[int], dtype: Any = None) -> T:
@@ -397,14 +417,19 @@ class Api(Generic[T]):
             Before ``init()``; no memory (``code`` "RESOURCE_EXHAUSTED").
         """
         try:
-            sizes = [operator.index(s) for s in ([shape] if hasattr(shape, "__index__") else shape)]
-        except TypeError:
-            raise TypeError(f"empty: shape {shape!r} is not a sequence of int") from None
-        if any(s < 0 for s in sizes):
-            raise BluefogValueError(f"empty: shape {tuple(sizes)} has a negative dimension")
-        if math.prod(max(s, 1) for s in sizes) >= 2**59:
-            raise BluefogValueError(f"empty: shape {tuple(sizes)} has too many elements")
-        return self._adapter.empty(sizes, dtype)
+            try:
+                sizes = [
+                    operator.index(s) for s in ([shape] if hasattr(shape, "__index__") else shape)
+                ]
+            except TypeError:
+                raise TypeError(f"shape {shape!r} is not a sequence of int") from None
+            if any(s < 0 for s in sizes):
+                raise BluefogValueError(f"shape {tuple(sizes)} has a negative dimension")
+            if math.prod(max(s, 1) for s in sizes) >= 2**59:
+                raise BluefogValueError(f"shape {tuple(sizes)} has too many elements")
+            return self._adapter.empty(sizes, dtype)
+        except (TypeError, ValueError) as error:
+            raise _runtime.located(error, "empty") from None
 
     # ---- Inside.
 
@@ -417,9 +442,9 @@ class Api(Generic[T]):
         dst_weights: Destinations | None,
     ) -> _runtime.Pending:
         try:
-            weights = _call_weights(self_weight, src_weights, dst_weights)
+            weights = call_weights(self_weight, src_weights, dst_weights)
         except (TypeError, ValueError) as error:
-            raise _located(error, Op.neighbor_allreduce, name) from None
+            raise _runtime.located(error, "neighbor_allreduce", name) from None
         return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
 
     def _submit(
@@ -432,18 +457,18 @@ class Api(Generic[T]):
             if name and not name.isascii():
                 name.encode()  # Raises where it cannot be.
             if "root" in arguments:
-                arguments["root"] = _rank_of(arguments["root"], "root rank")
+                arguments["root"] = rank_of(arguments["root"], "root rank")
             elif not isinstance(arguments.get("average", True), (bool, np.bool_)):
                 raise TypeError(f"average must be a bool, not {arguments['average']!r}")
-            # A caller's None and "" both mean the order of calls.
-            arguments["name"] = name or ""
-            exported = adapter.export(tensor, "the tensor", in_place)
-            work = _runtime.submit(op, input=exported, in_place=in_place, **arguments)
-            if work is None:
-                exported = adapter.export(adapter.contiguous(tensor), "the tensor", in_place)
-                work = _runtime.submit(op, input=exported, **arguments)
+            submit = _runtime.communicator().submit
+            # None and "" both mean the order of calls. Keywords would cost a microsecond here.
+            data, owner = adapter.export(tensor, "the tensor", in_place)
+            work = submit(op, name or "", data, owner, in_place, **arguments)
+            if work is None:  # It has gaps.
+                data, owner = adapter.export(adapter.contiguous(tensor), "the tensor", in_place)
+                work = submit(op, name or "", data, owner, **arguments)
         except (TypeError, ValueError, AssertionError) as error:
-            raise _located(error, op, name, in_place) from None
+            raise _runtime.located(error, op.name + "_" * in_place, name) from None
         if not in_place:
             if getattr(tensor, "ndim", 0) <= 8:
                 return work, adapter.result
@@ -457,10 +482,23 @@ class Api(Generic[T]):
 
         return work, finish
 
-    def _in_place(self, op: Op, named: Iterable[tuple[str, T]], **arguments: Any) -> None:
-        submit = functools.partial(self._submit, op, name=None, in_place=True, **arguments)
-        for _ in self._all(named, submit):
-            pass
+    def _check_in_place(self, op: Op, named: Iterable[tuple[str, T]]) -> None:
+        """Raises what a rank can know by itself, before anything is changed."""
+        communicator = _runtime.communicator()
+        for name, tensor in named:
+            with naming(name):
+                try:
+                    data, owner = self._adapter.export(tensor, "the tensor", True)
+                    communicator.check_in_place(op, data, owner)
+                except (TypeError, ValueError, AssertionError) as error:
+                    raise _runtime.located(error, op.name + "_") from None
+
+    def _submit_mean(self, tensor: T) -> _runtime.Pending:
+        return self._submit(Op.allreduce, tensor, None, average=True)
+
+    def _means(self, named: Iterable[tuple[str, T]]) -> list[tuple[T, T]]:
+        """All (tensor, mean over the ranks); they must be assigned by the caller."""
+        return list(self._all(named, self._submit_mean))
 
     def _all(
         self, named: Iterable[tuple[str, T]], submit: Callable[[T], _runtime.Pending]
@@ -469,13 +507,20 @@ class Api(Generic[T]):
         _runtime.communicator()  # Without any tensor, too, it takes init().
         pending: collections.deque[tuple[str, T, _runtime.Pending]] = collections.deque()
         failure = None
-        for name, tensor in named:
-            with _naming(name):
-                pending.append((name, tensor, submit(tensor)))
+        try:
+            for name, tensor in named:
+                with naming(name):
+                    pending.append((name, tensor, submit(tensor)))
+        except Exception:
+            # The caller may do with its tensors what it likes as soon as this raises.
+            for _, _, operation in pending:
+                with contextlib.suppress(BluefogError):
+                    _runtime.complete(operation)
+            raise
         while pending:
             name, tensor, operation = pending.popleft()
             try:
-                with _naming(name):
+                with naming(name):
                     result = _runtime.complete(operation)
             except BluefogError as error:
                 failure = failure or error
@@ -483,107 +528,3 @@ class Api(Generic[T]):
                 yield tensor, result
         if failure is not None:
             raise failure
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Adds the parameter's name to errors of an operation that has none of its own."""
-    try:
-        yield
-    except BluefogError as error:
-        raise type(error)(f"parameter '{name}': {error}", error.code) from error
-    except (TypeError, AssertionError) as error:
-        raise type(error)(f"parameter '{name}': {error}") from error
-
-
-def _named_tensors(params: Any) -> list[tuple[str, Any]]:
-    if isinstance(params, Mapping):
-        if not all(isinstance(name, str) for name in params):
-            raise BluefogValueError("parameters in a dict must have names: its keys must be str")
-        return sorted(params.items())
-    if (
-        isinstance(params, Iterable)
-        and not isinstance(params, str)
-        and not hasattr(params, "shape")
-    ):
-        items = list(params)
-        if all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in items):
-            return items
-        if not any(isinstance(p, (tuple, str)) for p in items):
-            return [(str(i), p) for i, p in enumerate(items)]
-    raise BluefogValueError(
-        "parameters must be a dict, a list of tensors or a list of (name, tensor), not "
-        + type(params).__name__
-    )
-
-
-def _refuse_hierarchical(is_hierarchical_local: bool) -> None:
-    if is_hierarchical_local:
-        raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
-
-
-def _located(error: Exception, op: Op, name: Any, in_place: bool = False) -> Exception:
-    """The error with rank, operation and tensor at the head, as the engine writes them."""
-    text = str(error)
-    kind = type(error)
-    if getattr(error, "code", "") == "FAILED_PRECONDITION" or text.startswith("rank "):
-        return error
-    head = f"rank {_runtime.rank()}: "
-    if not text.startswith("tensor "):
-        head += op.name + ("_" if in_place else "") + (f" {name!r}" if name else "") + ": "
-    if kind not in (TypeError, AssertionError, BluefogValueError):
-        kind = BluefogValueError  # UnicodeError has other arguments.
-    return kind(head + text).with_traceback(error.__traceback__)
-
-
-def _rank_of(value: Any, what: str) -> int:
-    try:
-        rank = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} must be an int, not {value!r}") from None
-    if not 0 <= rank < _runtime.size():
-        raise BluefogValueError(f"{what} {rank} is outside 0..{_runtime.size() - 1}")
-    return rank
-
-
-def _weight_of(value: Any, what: str) -> float:
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{what} must be a number, not {value!r}")
-    return float(value)
-
-
-def _edges(weights: Mapping[Any, Any], argument: str) -> list[tuple[int, float]]:
-    return [
-        (_rank_of(r, f"{argument}: rank"), _weight_of(w, f"{argument}[{r!r}]"))
-        for r, w in weights.items()
-    ]
-
-
-def _call_weights(
-    self_weight: float | None, src_weights: Weights | None, dst_weights: Destinations | None
-) -> dict[str, Any]:
-    if (self_weight is None) != (src_weights is None):
-        missing, given = ("self_weight", "src_weights")
-        if self_weight is not None:
-            missing, given = given, missing
-        raise BluefogValueError(f"{given} is given without {missing}; give both, or none")
-    if self_weight is None:
-        if dst_weights is not None:
-            raise BluefogValueError(
-                "dst_weights makes the call dynamic, which needs self_weight and src_weights too"
-            )
-        return {}
-    if not isinstance(src_weights, Mapping):
-        raise TypeError(f"src_weights must be a dict, not {type(src_weights).__name__}")
-    destinations: list[tuple[int, float]] | None = None
-    if isinstance(dst_weights, Mapping):
-        destinations = _edges(dst_weights, "dst_weights")
-    elif dst_weights is not None:
-        if isinstance(dst_weights, (str, bytes)) or not isinstance(dst_weights, Iterable):
-            raise TypeError(f"dst_weights must be a dict or a list of ranks, not {dst_weights!r}")
-        destinations = [(_rank_of(r, "dst_weights: rank"), 1.0) for r in dst_weights]
-    return {
-        "self_weight": _weight_of(self_weight, "self_weight"),
-        "src": _edges(src_weights, "src_weights"),
-        "dst": destinations,
-    }

@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 
 from . import _core, _runtime
-from ._api import Api, _named_tensors
+from ._api import Api
+from ._arguments import named_tensors
 
 
 class NumpyAdapter:
     """Results are new, writable arrays whatever came in; in place works on arrays only."""
 
-    def export(self, tensor: Any, what: str, in_place: bool) -> Any:
+    def export(self, tensor: Any, what: str, in_place: bool) -> tuple[Any, None]:
         if in_place and not isinstance(tensor, np.ndarray):
             raise TypeError(
                 f"{what}: in place works on NumPy arrays only, not on {type(tensor).__name__}"
             )
         if tensor is None:  # The engine would take it for a barrier.
             raise TypeError(f"{what} is None; expected a NumPy array or an object with __dlpack__")
-        return np.asarray(tensor) if isinstance(tensor, np.generic) else tensor
+        return (np.asarray(tensor) if isinstance(tensor, np.generic) else tensor), None
 
     def contiguous(self, tensor: Any) -> np.ndarray:
         array = tensor if isinstance(tensor, np.ndarray) else np.from_dlpack(tensor)
@@ -40,8 +41,8 @@ class NumpyAdapter:
     def named(self, params: Any) -> list[tuple[str, np.ndarray]] | None:
         return None
 
-    def averaged(self, model: Any) -> list[np.ndarray]:
-        return [tensor for _, tensor in _named_tensors(model)]
+    def averaged(self, model: Any) -> list[tuple[str, np.ndarray]]:
+        return named_tensors(model)
 
     def copy(self, tensor: np.ndarray) -> np.ndarray:
         return tensor.copy()

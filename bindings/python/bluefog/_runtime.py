@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 from . import _core
 from . import topology as _topology
-from ._errors import BluefogError, BluefogValueError
+from ._errors import BluefogError, BluefogSizeError, BluefogValueError
 
 _lock = threading.Lock()
 _communicator: _core.Communicator | None = None
@@ -30,6 +30,20 @@ def communicator() -> _core.Communicator:
             "FAILED_PRECONDITION",
         )
     return current
+
+
+def located(error: Exception, operation: str, name: Any = None) -> Exception:
+    """The error with rank, operation and tensor at the head, as the engine writes them."""
+    text = str(error)
+    if getattr(error, "code", "") == "FAILED_PRECONDITION" or text.startswith("rank "):
+        return error
+    head = f"rank {communicator().rank}: "
+    if not text.startswith("tensor "):
+        head += operation + (f" {name!r}" if name else "") + ": "
+    kind = type(error)
+    if kind not in (TypeError, AssertionError, BluefogValueError, BluefogSizeError):
+        kind = BluefogValueError  # UnicodeError has other arguments.
+    return kind(head + text).with_traceback(error.__traceback__)
 
 
 def is_initialized() -> bool:
@@ -145,7 +159,7 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
 
     Parameters
     ----------
-    topology : networkx graph, numpy.ndarray, Topology or TopologySequence, optional
+    topology : networkx graph, numpy.ndarray, Topology, TopologySequence or its name, optional
         Default: the static exponential graph. The round of a sequence is the number of plain
         neighbor_allreduces since this call; that of an optimizer is its step.
     is_weighted : bool
@@ -169,7 +183,10 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
     current = communicator()
     if topology is None:
         topology = _topology.exponential(current.size)
-    sequence = _topology.as_sequence(topology, current.size, is_weighted)
+    try:
+        sequence = _topology.as_sequence(topology, current.size, is_weighted)
+    except (TypeError, ValueError) as error:
+        raise located(error, "set_topology") from None
     if sequence != current.topology():
         current.set_topology(sequence)
     _graph = topology if hasattr(topology, "nodes") else None
@@ -276,12 +293,9 @@ def barrier() -> None:
     BluefogError
         A rank died or left (``code`` "UNAVAILABLE"), or one never called.
     """
-    submit(_core.Op.barrier).wait()
-
-
-def submit(op: _core.Op, **arguments: Any) -> _core.Work | None:
-    """Submit to the engine; None: the input must be made contiguous first."""
-    return communicator().submit(op, **arguments)
+    work = communicator().submit(_core.Op.barrier)
+    assert work is not None  # Only a tensor with gaps has none.
+    work.wait()
 
 
 def _work(handle: int) -> Pending:

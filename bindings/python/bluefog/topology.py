@@ -15,6 +15,7 @@ size raises ValueError, which says what would do.
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union
 
@@ -41,6 +42,8 @@ __all__ = [
     "one_peer_exponential",
     "one_peer_hypercube",
     "ring",
+    "ring_left",
+    "ring_right",
     "star",
     "symmetric_exponential",
     "to_networkx",
@@ -72,7 +75,17 @@ def ring(n: int, style: str | int = "both") -> Topology:
         if style not in _RING_STYLES:
             raise BluefogValueError(f"ring style {style!r} is not one of {sorted(_RING_STYLES)}")
         style = _RING_STYLES[style]
-    return _core.ring(n, style)
+    return _core.ring(_int(n, "n"), _int(style, "ring style"))
+
+
+def ring_left(n: int) -> Topology:
+    """One-way ring: i sends to i-1, weights 1/2."""
+    return ring(n, "left")
+
+
+def ring_right(n: int) -> Topology:
+    """One-way ring: i sends to i+1, weights 1/2."""
+    return ring(n, "right")
 
 
 def exponential(n: int, base: int = 2) -> Topology:
@@ -81,12 +94,12 @@ def exponential(n: int, base: int = 2) -> Topology:
     Source: Ying et al., "Exponential Graph is Provably Efficient for Decentralized Deep Training"
     (2021), for base 2.
     """
-    return _core.exponential(n, base)
+    return _core.exponential(_int(n, "n"), _int(base, "base"))
 
 
 def symmetric_exponential(n: int, base: int = 4) -> Topology:
     """Neighbours at distance base**k in both directions, all weights equal."""
-    return _core.symmetric_exponential(n, base)
+    return _core.symmetric_exponential(_int(n, "n"), _int(base, "base"))
 
 
 def mesh_grid_2d(n: int, rows: int = 0) -> Topology:
@@ -94,17 +107,17 @@ def mesh_grid_2d(n: int, rows: int = 0) -> Topology:
 
     ValueError if ``rows`` does not divide n.
     """
-    return _core.mesh_grid_2d(n, rows)
+    return _core.mesh_grid_2d(_int(n, "n"), _int(rows, "rows"))
 
 
 def torus_2d(n: int, rows: int = 0) -> Topology:
     """The grid closed to a torus (0 rows: as square as possible); else as :func:`mesh_grid_2d`."""
-    return _core.torus_2d(n, rows)
+    return _core.torus_2d(_int(n, "n"), _int(rows, "rows"))
 
 
 def hypercube(n: int) -> Topology:
     """Hypercube; n must be a power of 2."""
-    return _core.hypercube(n)
+    return _core.hypercube(_int(n, "n"))
 
 
 def star(n: int, center: int = 0) -> Topology:
@@ -112,21 +125,24 @@ def star(n: int, center: int = 0) -> Topology:
 
     ValueError if ``center`` is not a rank.
     """
-    return _core.star(n, center)
+    return _core.star(_int(n, "n"), _int(center, "center"))
 
 
 def fully_connected(n: int) -> Topology:
     """Everybody with everybody, 1/n: one step is the exact average."""
-    return _core.fully_connected(n)
+    return _core.fully_connected(_int(n, "n"))
 
 
-def erdos_renyi(n: int, p: float, seed: int = 0) -> Topology:
+def erdos_renyi(n: int, p: float | None = None, seed: int = 0) -> Topology:
     """Random graph G(n, p) with Metropolis-Hastings weights, redrawn until connected.
 
+    ``p``: probability of an edge; None: that of ``bluefog topo erdos-renyi``, 1.5 ceil(log2 n) / n.
     The same ``seed`` gives the same graph on every rank. ValueError if p is not in [0, 1], or so
     small that 1000 draws are not connected.
     """
-    return _core.erdos_renyi(n, p, seed)
+    if p is None:
+        return make("erdos-renyi", n).at(0)
+    return _core.erdos_renyi(_int(n, "n"), float(p), _int(seed, "seed"))
 
 
 def one_peer_exponential(n: int) -> TopologySequence:
@@ -135,12 +151,12 @@ def one_peer_exponential(n: int) -> TopologySequence:
     One message per step; for n a power of 2 the product over a period is the exact average.
     Source: Assran et al., "Stochastic Gradient Push for Distributed Deep Learning" (2019).
     """
-    return _core.one_peer_exponential(n)
+    return _core.one_peer_exponential(_int(n, "n"))
 
 
 def one_peer_hypercube(n: int) -> TopologySequence:
     """Round t: i exchanges with i XOR 2**t, weights 1/2; n must be a power of 2. Dynamic."""
-    return _core.one_peer_hypercube(n)
+    return _core.one_peer_hypercube(_int(n, "n"))
 
 
 def names() -> list[str]:
@@ -153,7 +169,7 @@ def make(name: str, n: int) -> TopologySequence:
 
     ValueError lists the names if there is none of this one.
     """
-    return _core.make_topology(name, n)
+    return _core.make_topology(name, _int(n, "n"))
 
 
 def from_matrix(matrix: Any, name: str = "custom") -> Topology:
@@ -249,7 +265,13 @@ def to_networkx(topology: AnyTopology) -> Any:
 
     Of a sequence: the union of all rounds, with the mean of the weights over a period.
     """
-    import networkx as nx
+    try:
+        import networkx as nx
+    except ImportError as error:
+        raise ImportError(
+            "graphs as networkx objects (load_topology, to_networkx) need the package networkx: "
+            "pip install 'bluefog[networkx]'"
+        ) from error
 
     matrix = _mean_matrix(topology)
     graph = nx.DiGraph(name=topology.name)
@@ -262,7 +284,9 @@ def to_networkx(topology: AnyTopology) -> Any:
 
 def as_sequence(topology: Any, size: int, is_weighted: bool = False) -> TopologySequence:
     """What ``set_topology`` and the optimizers accept, as a sequence over ``size`` ranks."""
-    if isinstance(topology, TopologySequence):
+    if isinstance(topology, str):
+        sequence = make(topology, size)
+    elif isinstance(topology, TopologySequence):
         sequence = topology
     elif isinstance(topology, Topology):
         sequence = _core.as_sequence(topology)
@@ -276,8 +300,8 @@ def as_sequence(topology: Any, size: int, is_weighted: bool = False) -> Topology
         sequence = _core.as_sequence(from_matrix(topology))
     else:
         raise TypeError(
-            "a topology must be a networkx.DiGraph, a NumPy matrix or one of bluefog.topology, "
-            f"not {type(topology).__name__}"
+            "a topology must be a networkx.DiGraph, a NumPy matrix, one of bluefog.topology or its "
+            f"name, not {type(topology).__name__}"
         )
     if sequence.size != size:
         _raise_size(sequence.name, sequence.size, size)
@@ -290,6 +314,13 @@ def neighbors(topology: AnyTopology, rank: int) -> tuple[list[int], list[int]]:
     sources: set[int] = set().union(*(t.in_neighbors(rank) for t in rounds))
     destinations: set[int] = set().union(*(t.out_neighbors(rank) for t in rounds))
     return sorted(sources), sorted(destinations)
+
+
+def _int(value: Any, what: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {value!r}") from None
 
 
 def _rounds(topology: AnyTopology) -> list[Topology]:

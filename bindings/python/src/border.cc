@@ -169,9 +169,36 @@ Imported ImportCapsule(const py::handle& capsule, const Naming& what) {
   return result;
 }
 
+// TypeError without one that is known here.
+const dlpack::ExchangeApi& ApiOf(const py::handle& type) {
+  static PyObject* const attribute = PyUnicode_InternFromString(dlpack::kExchangeAttribute);
+  const auto capsule = py::reinterpret_steal<py::object>(PyObject_GetAttr(type.ptr(), attribute));
+  if (!capsule) throw py::error_already_set();
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName));
+  if (api == nullptr) throw py::error_already_set();
+  while (api->major != 1 && api->previous != nullptr) api = api->previous;
+  if (api->major != 1) {
+    throw py::type_error("the exchange API of " + std::string(py::str(type)) +
+                         " has DLPack version " + std::to_string(api->major) +
+                         "; version 1 is known here");
+  }
+  return *api;
+}
+
 }  // namespace
 
-Imported Import(const py::handle& object, const Naming& what) {
+Imported Import(const py::handle& object, const Naming& what, const py::object& owner) {
+  if (!owner.is_none()) {
+    Imported result;
+    dlpack::Tensor tensor;
+    if (ApiOf(py::type::handle_of(object)).export_borrowed(object.ptr(), &tensor) != 0) {
+      throw py::error_already_set();
+    }
+    FromDlTensor(tensor, what, &result);
+    result.owner = owner;
+    return result;
+  }
   if (PyCapsule_CheckExact(object.ptr())) return ImportCapsule(object, what);
   if (py::isinstance<py::array>(object)) {
     return ImportNumpy(py::reinterpret_borrow<py::array>(object), what);
@@ -219,52 +246,75 @@ py::array ToNumpy(const TensorView& view, std::shared_ptr<void> memory) {
   return py::array(dtype, std::move(shape), std::move(strides), view.data, base);
 }
 
-py::capsule ToDlpack(const TensorView& view, std::shared_ptr<void> memory) {
-  struct Owner {
-    dlpack::ManagedTensor managed;
-    std::array<int64_t, kMaxDims> shape, strides;
-    std::shared_ptr<void> memory;
-  };
-  auto* owner = new Owner{{}, view.shape, view.strides, std::move(memory)};
-  dlpack::TypeCode code = dlpack::kFloat;
-  switch (view.dtype) {
+namespace {
+
+dlpack::TypeCode TypeCodeOf(DType dtype) {
+  switch (dtype) {
     case DType::kBFloat16:
-      code = dlpack::kBfloat;
-      break;
+      return dlpack::kBfloat;
     case DType::kInt8:
     case DType::kInt16:
     case DType::kInt32:
     case DType::kInt64:
-      code = dlpack::kInt;
-      break;
+      return dlpack::kInt;
     case DType::kUInt8:
-      code = dlpack::kUInt;
-      break;
+      return dlpack::kUInt;
     case DType::kBool:
-      code = dlpack::kBool;
-      break;
+      return dlpack::kBool;
     case DType::kFloat16:
     case DType::kFloat32:
     case DType::kFloat64:
       break;
   }
-  owner->managed.tensor = {view.data,
-                           {dlpack::kCpu, 0},
-                           view.ndim,
-                           {code, static_cast<uint8_t>(8 * SizeOf(view.dtype)), 1},
-                           owner->shape.data(),
-                           owner->strides.data(),
-                           0};
+  return dlpack::kFloat;
+}
+
+// `Managed`: either version's struct; lives until its deleter is called.
+template <typename Managed>
+Managed* NewManaged(const TensorView& view, std::shared_ptr<void> memory) {
+  struct Owner {
+    Managed managed;
+    std::array<int64_t, kMaxDims> shape, strides;
+    std::shared_ptr<void> memory;
+  };
+  auto* owner = new Owner{{}, view.shape, view.strides, std::move(memory)};
+  owner->managed.tensor = {
+      view.data,
+      {dlpack::kCpu, 0},
+      view.ndim,
+      {TypeCodeOf(view.dtype), static_cast<uint8_t>(8 * SizeOf(view.dtype)), 1},
+      owner->shape.data(),
+      owner->strides.data(),
+      0};
   owner->managed.context = owner;
-  owner->managed.deleter = [](dlpack::ManagedTensor* managed) {
+  owner->managed.deleter = [](Managed* managed) {
     if (!InForkedChild()) delete static_cast<Owner*>(managed->context);
   };
-  return py::capsule(&owner->managed, dlpack::kName, [](PyObject* capsule) {
+  return &owner->managed;
+}
+
+}  // namespace
+
+py::capsule ToDlpack(const TensorView& view, std::shared_ptr<void> memory) {
+  auto* managed = NewManaged<dlpack::ManagedTensor>(view, std::move(memory));
+  return py::capsule(managed, dlpack::kName, [](PyObject* capsule) {
     if (!PyCapsule_IsValid(capsule, dlpack::kName)) return;  // A consumer took it.
-    auto* managed =
+    auto* unused =
         static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, dlpack::kName));
-    managed->deleter(managed);
+    unused->deleter(unused);
   });
+}
+
+py::object ToTensor(const TensorView& view, std::shared_ptr<void> memory, const py::type& type) {
+  const dlpack::ExchangeApi& api = ApiOf(type);
+  auto* managed = NewManaged<dlpack::ManagedTensorVersioned>(view, std::move(memory));
+  managed->major = 1;
+  void* tensor = nullptr;
+  if (api.import_managed(managed, &tensor) != 0) {
+    managed->deleter(managed);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor));
 }
 
 DType DTypeFromName(const std::string& name) {

@@ -28,12 +28,16 @@ using Naming = std::function<std::string()>;
 
 /// `object`: a numpy.ndarray, a DLPack capsule or anything with __dlpack__. TypeError: not a
 /// tensor, or of a dtype that does not exist here; ValueError: not on the CPU.
-Imported Import(const py::handle& object, const Naming& what);
+///
+/// With an `owner`, which keeps its memory alive, `object` is only read: its type must have
+/// DLPack's C exchange API, which costs a tenth of a capsule.
+Imported Import(const py::handle& object, const Naming& what, const py::object& owner = py::none());
 
-/// The memory as a writable NumPy array, or as a DLPack capsule. `memory` lives as long as the
-/// result.
+/// The memory as a writable NumPy array, as a DLPack capsule, or as a tensor of a type that has
+/// DLPack's C exchange API. `memory` lives as long as the result.
 py::array ToNumpy(const TensorView& view, std::shared_ptr<void> memory);
 py::capsule ToDlpack(const TensorView& view, std::shared_ptr<void> memory);
+py::object ToTensor(const TensorView& view, std::shared_ptr<void> memory, const py::type& type);
 
 /// "float32" and so on; TypeError lists the names.
 DType DTypeFromName(const std::string& name);

@@ -23,14 +23,10 @@ std::vector<Edge> ToEdges(const Weights& weights) {
   return edges;
 }
 
-bool IsFloating(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
-         dtype == DType::kBFloat16;
-}
-
 class PyWork {
  public:
-  explicit PyWork(std::shared_ptr<Work> work) : work_(std::move(work)) {}
+  PyWork(std::shared_ptr<Communicator> communicator, std::shared_ptr<Work> work)
+      : communicator_(std::move(communicator)), work_(std::move(work)) {}
   PyWork(PyWork&&) = default;
   ~PyWork() {
     // In a forked child the engine's locks may be held for ever: let it be.
@@ -58,8 +54,12 @@ class PyWork {
 
   py::array Numpy() const { return ToNumpy(work_->output(), work_->output_memory()); }
   py::capsule Dlpack() const { return ToDlpack(work_->output(), work_->output_memory()); }
+  py::object Tensor(const py::type& type) const {
+    return ToTensor(work_->output(), work_->output_memory(), type);
+  }
 
  private:
+  std::shared_ptr<Communicator> communicator_;  // A wait outlives bf.shutdown() in another thread.
   std::shared_ptr<Work> work_;
 };
 
@@ -84,11 +84,41 @@ Session Create() {
   return Session(ValueOrThrow(std::move(communicator)));
 }
 
-// None: the input has gaps or overlaps and the caller should pass a contiguous copy.
+// What an operation works on, checked as far as one rank can. Nullopt: the input has gaps or
+// overlaps and the caller should pass a contiguous copy.
+std::optional<Imported> ImportInput(Op op, const std::string& name, const py::object& input,
+                                    const py::object& owner, bool in_place, bool average) {
+  const auto what = [&] {
+    return "tensor " + (name.empty() ? std::string() : "'" + name + "' ") + "of " + NameOf(op);
+  };
+  Imported tensor = Import(input, what, owner);
+  if (in_place && !tensor.writable) {
+    Throw(absl::InvalidArgumentError(what() + "_ is read-only memory (" + tensor.view.ToString() +
+                                     "): pass a copy, or use the call that returns its result"));
+  }
+  // Blocks are gathered along the first dimension, which must be the outermost in memory.
+  if (op == Op::kAllgather && !tensor.view.IsContiguous()) return std::nullopt;
+  if (op == Op::kAllreduce && average && !IsFloating(tensor.view.dtype)) {
+    py::set_error(PyExc_AssertionError,
+                  (what() + " is " + tensor.view.ToString() +
+                   ": an average of integers is not an integer; use average=False")
+                      .c_str());
+    throw py::error_already_set();
+  }
+  if (!tensor.dense) {
+    if (!in_place) return std::nullopt;
+    Throw(absl::InvalidArgumentError(
+        what() + "_ is not dense in memory (" + tensor.view.ToString() +
+        "): in place works on tensors without gaps; pass a contiguous tensor, or use the call "
+        "that returns its result"));
+  }
+  return tensor;
+}
+
 std::optional<PyWork> Submit(const Session& session, Op op, const std::string& name,
-                             const py::object& input, bool in_place, bool average, int root,
-                             std::optional<double> self_weight, const Weights& src,
-                             const std::optional<Weights>& dst) {
+                             const py::object& input, const py::object& owner, bool in_place,
+                             bool average, int root, std::optional<double> self_weight,
+                             const Weights& src, const std::optional<Weights>& dst) {
   Communicator& communicator = session.get();
   DropReleased();
   OpSpec spec;
@@ -98,33 +128,11 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
   spec.root = root;
   spec.input = TensorView::Of(nullptr, 0, DType::kFloat32);  // Of a barrier.
   if (!input.is_none()) {
-    const auto what = [&] {
-      return "tensor " + (name.empty() ? std::string() : "'" + name + "' ") + "of " + NameOf(op);
-    };
-    Imported tensor = Import(input, what);
-    if (in_place && !tensor.writable) {
-      Throw(absl::InvalidArgumentError(what() + "_ is read-only memory (" + tensor.view.ToString() +
-                                       "): pass a copy, or use the call that returns its result"));
-    }
-    // Blocks are gathered along the first dimension, which must be the outermost in memory.
-    if (op == Op::kAllgather && !tensor.view.IsContiguous()) return std::nullopt;
-    if (op == Op::kAllreduce && average && !IsFloating(tensor.view.dtype)) {
-      py::set_error(PyExc_AssertionError,
-                    (what() + " is " + tensor.view.ToString() +
-                     ": an average of integers is not an integer; use average=False")
-                        .c_str());
-      throw py::error_already_set();
-    }
-    if (!tensor.dense) {
-      if (!in_place) return std::nullopt;
-      Throw(absl::InvalidArgumentError(
-          what() + "_ is not dense in memory (" + tensor.view.ToString() +
-          "): in place works on tensors without gaps; pass a contiguous tensor, or use the call "
-          "that returns its result"));
-    }
-    spec.input = tensor.view;
-    if (in_place) spec.output = tensor.view;
-    spec.keep_alive = KeepAlive(std::move(tensor.owner));
+    std::optional<Imported> tensor = ImportInput(op, name, input, owner, in_place, average);
+    if (!tensor) return std::nullopt;
+    spec.input = tensor->view;
+    if (in_place) spec.output = tensor->view;
+    spec.keep_alive = KeepAlive(std::move(tensor->owner));
   }
   if (self_weight) {
     spec.weights = MixingWeights{*self_weight, ToEdges(src), std::nullopt};
@@ -135,7 +143,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
     const py::gil_scoped_release release;
     work = communicator.Submit(std::move(spec));
   }
-  return PyWork(ValueOrThrow(std::move(work)));
+  return PyWork(session.shared(), ValueOrThrow(std::move(work)));
 }
 
 py::dict Stats(const Session& session) {
@@ -197,7 +205,8 @@ void BindCommunicator(py::module_& module) {
       .def("done", &PyWork::Done)
       .def("wait", &PyWork::Wait)
       .def("to_numpy", &PyWork::Numpy)
-      .def("to_dlpack", &PyWork::Dlpack);
+      .def("to_dlpack", &PyWork::Dlpack)
+      .def("to_tensor", &PyWork::Tensor);
 
   py::class_<Session>(module, "Communicator")
       .def_static("create", &Create)
@@ -221,9 +230,14 @@ void BindCommunicator(py::module_& module) {
              return std::const_pointer_cast<TopologySequence>(s.get().topology());
            })
       .def("submit", &Submit, py::arg("op"), py::arg("name") = "", py::arg("input") = py::none(),
-           py::arg("in_place") = false, py::arg("average") = true, py::arg("root") = 0,
-           py::arg("self_weight") = py::none(), py::arg("src") = Weights{},
+           py::arg("owner") = py::none(), py::arg("in_place") = false, py::arg("average") = true,
+           py::arg("root") = 0, py::arg("self_weight") = py::none(), py::arg("src") = Weights{},
            py::arg("dst") = py::none())
+      .def(
+          "check_in_place",
+          [](const Session&, Op op, const py::object& input, const py::object& owner,
+             bool average) { ImportInput(op, "", input, owner, /*in_place=*/true, average); },
+          py::arg("op"), py::arg("input"), py::arg("owner") = py::none(), py::arg("average") = true)
       .def("empty_numpy",
            [](const Session& session, const std::vector<int64_t>& shape, const std::string& dtype) {
              auto [view, memory] = Allocate(session, shape, dtype);
@@ -235,16 +249,6 @@ void BindCommunicator(py::module_& module) {
              return ToDlpack(view, std::move(memory));
            })
       .def("stats", &Stats)
-      .def("check",
-           [](const Session& session) {
-             const Communicator& communicator = session.get();
-             Status status;
-             {
-               const py::gil_scoped_release release;
-               status = communicator.status();
-             }
-             ThrowIfError(status);
-           })
       .def("shutdown", [](const Session& session) {
         Communicator& communicator = session.get();
         std::exception_ptr signal;

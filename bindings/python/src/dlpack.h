@@ -49,9 +49,25 @@ struct ManagedTensorVersioned {
 };
 inline constexpr uint64_t kReadOnlyFlag = 1;
 
+/// C functions of a framework, in a capsule at the attribute kExchangeAttribute of its tensor type,
+/// since version 1.2. All need the GIL; -1 is a Python exception.
+struct ExchangeApi {
+  uint32_t major;
+  uint32_t minor;
+  ExchangeApi* previous;  ///< For consumers of an older major version.
+  int (*allocate)(Tensor* prototype, ManagedTensorVersioned** out, void* context,
+                  void (*set_error)(void* context, const char* kind, const char* message));
+  int (*export_managed)(void* object, ManagedTensorVersioned** out);
+  int (*import_managed)(ManagedTensorVersioned* tensor, void** out_object);  ///< Takes `tensor`.
+  int (*export_borrowed)(void* object, Tensor* out);  ///< Valid while `object` is not touched.
+  int (*current_stream)(int32_t device_code, int32_t device_index, void** out_stream);
+};
+
 inline constexpr char kName[] = "dltensor";
 inline constexpr char kUsedName[] = "used_dltensor";
 inline constexpr char kVersionedName[] = "dltensor_versioned";
 inline constexpr char kUsedVersionedName[] = "used_dltensor_versioned";
+inline constexpr char kExchangeName[] = "dlpack_exchange_api";
+inline constexpr char kExchangeAttribute[] = "__dlpack_c_exchange_api__";
 
 }  // namespace bluefog::python::dlpack

@@ -1,5 +1,6 @@
 // DistributedOptimizer for Python: tensors come as DLPack capsules, so that pointer, dtype and
 // strides of each are read and compared anew at every step.
+#include <algorithm>
 #include <array>
 #include <string>
 #include <tuple>
@@ -16,8 +17,9 @@
 namespace bluefog::python {
 namespace {
 
-using Parameter = std::tuple<std::string, py::object, int>;      // name, tensor, group
-using Hypers = std::vector<std::tuple<double, double, double>>;  // lr, momentum, weight_decay
+using Parameter = std::tuple<std::string, py::object, int>;  // name, tensor, group
+// By group: lr, momentum, weight_decay and the plugin's own.
+using Hypers = std::vector<std::vector<double>>;
 
 // What Bind found to differ from the registration; the Python side knows what to do about it. An
 // int for Python, because it is returned for every parameter in every step.
@@ -85,8 +87,11 @@ class PyOptimizer {
   /// Step and Ready use these hyper-parameters until the next call.
   void SetHypers(const Hypers& hypers) {
     hypers_.clear();
-    for (const auto& [lr, momentum, weight_decay] : hypers) {
-      hypers_.push_back({.lr = lr, .momentum = momentum, .weight_decay = weight_decay});
+    for (const std::vector<double>& group : hypers) {
+      Hyper h{.lr = group.at(0), .momentum = group.at(1), .weight_decay = group.at(2)};
+      if (group.size() > 3 + h.own.size()) throw py::value_error("too many hyper-parameters");
+      std::copy(group.begin() + 3, group.end(), h.own.begin());
+      hypers_.push_back(h);
     }
   }
 
@@ -194,20 +199,22 @@ void BindOptimizer(py::module_& module) {
       .def_property(
           "step", [](const PyOptimizer& o) { return o.get().step(); },
           [](const PyOptimizer& o, int64_t step) { ThrowIfError(o.get().SetStep(step)); })
-      .def_property_readonly("in_step", [](const PyOptimizer& o) { return o.get().in_step(); })
       .def_property_readonly("begun", &PyOptimizer::begun)
       .def_property_readonly("bytes_pinned",
                              [](const PyOptimizer& o) { return o.get().bytes_pinned(); });
 
-  module.def("optimizer_names", [] { return OptimizerNames(); });
   module.def("optimizer_traits", [](const std::string& name) {
     const std::unique_ptr<Optimizer> optimizer = ValueOrThrow(MakeOptimizer(name));
     const Traits& t = optimizer->traits();
-    return py::dict(py::arg("name") = t.name, py::arg("summary") = t.summary,
-                    py::arg("source") = t.source, py::arg("payloads") = t.payloads,
-                    py::arg("states") = t.states, py::arg("uses_topology") = t.uses_topology,
-                    py::arg("needs_symmetric") = t.needs_symmetric,
-                    py::arg("needs_static") = t.needs_static);
+    py::list hypers;
+    for (const HyperInfo& h : t.hypers) {
+      hypers.append(py::make_tuple(h.name, h.initial, h.lowest, h.highest));
+    }
+    return py::dict(
+        py::arg("name") = t.name, py::arg("summary") = t.summary, py::arg("source") = t.source,
+        py::arg("payloads") = t.payloads, py::arg("states") = t.states, py::arg("hypers") = hypers,
+        py::arg("uses_topology") = t.uses_topology, py::arg("needs_symmetric") = t.needs_symmetric,
+        py::arg("needs_static") = t.needs_static);
   });
 }
 

@@ -29,12 +29,23 @@ Topology FromMatrix(const Matrix& matrix, const std::string& name) {
   return ValueOrThrow(Topology::FromMatrix(static_cast<int>(matrix.shape(0)), weights, name));
 }
 
-Topology FromEdges(int n, const std::vector<std::tuple<int, int, double>>& edges,
-                   const std::string& name) {
+using Edges = std::vector<std::tuple<int, int, double>>;
+
+Topology FromEdges(int n, const Edges& edges, const std::string& name) {
   std::vector<Topology::WeightedEdge> list;
   list.reserve(edges.size());
   for (const auto& [from, to, weight] : edges) list.push_back({from, to, weight});
   return ValueOrThrow(Topology::FromEdges(n, list, name));
+}
+
+Edges ToEdges(const Topology& topology) {
+  Edges edges;
+  for (int i = 0; i < topology.size(); ++i) {
+    const Neighborhood& ranks = topology.neighborhood(i);
+    edges.emplace_back(i, i, ranks.self_weight);
+    for (const Edge& edge : ranks.out) edges.emplace_back(i, edge.rank, edge.weight);
+  }
+  return edges;
 }
 
 py::array ToMatrix(const Topology& topology) {
@@ -58,12 +69,8 @@ py::dict ToDict(const std::vector<Edge>& edges) {
 }
 
 TopologyAnalysis AnalyzeWithoutGil(const TopologySequence& topology) {
-  StatusOr<TopologyAnalysis> analysis = TopologyAnalysis{};
-  {
-    const py::gil_scoped_release release;
-    analysis = Analyze(topology);
-  }
-  return ValueOrThrow(std::move(analysis));
+  const py::gil_scoped_release release;
+  return Analyze(topology);
 }
 
 std::string Print(const TopologyAnalysis& a) {
@@ -95,7 +102,8 @@ void BindAnalysis(py::module_& module) {
   py::class_<TopologyAnalysis>(
       module, "TopologyAnalysis",
       "What can be said about a graph; over a whole period for a sequence.")
-      .def_readonly("symmetric", &TopologyAnalysis::symmetric, "W = W^T exactly, in every round.")
+      .def_readonly("symmetric", &TopologyAnalysis::symmetric,
+                    "W = W^T within 1e-9, in every round.")
       .def_readonly("asymmetry", &TopologyAnalysis::asymmetry,
                     "The first pair with W[i, j] != W[j, i] in words, or empty.")
       .def_readonly("doubly_stochastic", &TopologyAnalysis::doubly_stochastic,
@@ -106,6 +114,8 @@ void BindAnalysis(py::module_& module) {
                     "What each rank gives away sums to 1: the mean is kept.")
       .def_readonly("connected", &TopologyAnalysis::connected,
                     "Strongly connected, by the edges of one period together.")
+      .def_readonly("cut", &TopologyAnalysis::cut,
+                    "Between which ranks there is no path, in words; or empty.")
       .def_readonly("spectrum_known", &TopologyAnalysis::spectrum_known,
                     "False for more than 256 ranks: the next four are then nan and False.")
       .def_property_readonly("lambda2", spectral(&TopologyAnalysis::lambda2),
@@ -164,6 +174,12 @@ void BindClasses(py::module_& module) {
       .def(
           "__eq__", [](const Topology& a, const Topology& b) { return a == b; }, py::is_operator())
       .def("__repr__", [](const Topology& t) { return Print(t); })
+      .def(py::pickle(
+          [](const Topology& t) { return py::make_tuple(t.size(), ToEdges(t), t.name()); },
+          [](const py::tuple& state) {
+            return FromEdges(state[0].cast<int>(), state[1].cast<Edges>(),
+                             state[2].cast<std::string>());
+          }))
       .attr("__hash__") = py::none();
 
   py::class_<TopologySequence, std::shared_ptr<TopologySequence>>(
@@ -202,6 +218,16 @@ void BindClasses(py::module_& module) {
           },
           py::is_operator())
       .def("__repr__", [](const TopologySequence& t) { return Print(t); })
+      .def(py::pickle(
+          [](const TopologySequence& t) {
+            py::list rounds;
+            for (int r = 0; r < t.period(); ++r) rounds.append(t.at(r));
+            return py::make_tuple(rounds, t.name());
+          },
+          [](const py::tuple& state) {
+            return std::make_shared<TopologySequence>(ValueOrThrow(TopologySequence::Of(
+                state[0].cast<std::vector<Topology>>(), state[1].cast<std::string>())));
+          }))
       .attr("__hash__") = py::none();
 }
 

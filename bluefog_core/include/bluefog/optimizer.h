@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,11 +23,14 @@
 
 namespace bluefog {
 
-/// Hyper-parameters of one parameter group, fixed for the length of a step.
+inline constexpr int kMaxOwnHypers = 8;
+
+/// Hyper-parameters of one parameter group, fixed for the length of a step and equal on all ranks.
 struct Hyper {
   double lr = 0.0;
   double momentum = 0.0;
   double weight_decay = 0.0;
+  std::array<double, kMaxOwnHypers> own{};  ///< Traits::hypers, in that order.
   friend bool operator==(const Hyper&, const Hyper&) = default;
 };
 
@@ -104,6 +108,14 @@ enum class MeasureScope : uint8_t {
   kModel,      ///< Over all gradients before any Produce (clipping): opens produce at step().
 };
 
+/// A hyper-parameter that a plugin has beside lr, momentum and weight_decay.
+struct HyperInfo {
+  std::string name;  ///< Of the keyword in Python, and in messages.
+  double initial = 0.0;
+  double lowest = 0.0;
+  double highest = std::numeric_limits<double>::max();
+};
+
 /// What a plugin needs; the engine plans from it and refuses what cannot work.
 struct Traits {
   std::string name = {};     ///< Registry name, e.g. "decentlam".
@@ -112,6 +124,7 @@ struct Traits {
   int payloads = 1;
   std::vector<std::string> states =
       {};  ///< State vectors, zero at the start, each as long as the parameter.
+  std::vector<HyperInfo> hypers = {};
   PayloadTime payload_time = PayloadTime::kGradient;
   ConsumeTrigger consume = ConsumeTrigger::kCombined;
   MeasureScope measure_scope = MeasureScope::kNone;
@@ -142,8 +155,9 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
   virtual const Traits& traits() const = 0;
-  /// What is exchanged in this step; empty on a silent step. Must be equal on all ranks.
-  virtual StepPlan Plan(int64_t step) const {
+  /// What is exchanged in this step by parameters with these hyper-parameters; empty on a silent
+  /// step. Must be equal on all ranks.
+  virtual StepPlan Plan(int64_t step, const Hyper&) const {
     return {Exchange{Collective::kNeighborAllreduce, step}};
   }
   virtual void Produce(const StepContext& ctx, std::span<const Segment> segments) = 0;

@@ -29,6 +29,10 @@ constexpr int64_t SizeOf(DType dtype) {
   constexpr std::array<int64_t, kDTypeCount> kSizes = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1};
   return kSizes[static_cast<size_t>(dtype)];
 }
+constexpr bool IsFloating(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
+         dtype == DType::kBFloat16;
+}
 /// "float32", "bfloat16", … as NumPy and PyTorch print them.
 const char* NameOf(DType dtype);
 

@@ -98,7 +98,7 @@ struct Placement {
 
 /// What the mathematics asks of a graph; over a whole period for a sequence.
 struct TopologyAnalysis {
-  bool symmetric = false;          ///< W = W^T exactly, in every round.
+  bool symmetric = false;          ///< W = W^T within 1e-9, in every round.
   bool doubly_stochastic = false;  ///< Rows and columns sum to 1 within 1e-9, in every round.
   bool column_stochastic = false;  ///< What each rank combines sums to 1 (constants are kept).
   bool row_stochastic = false;     ///< What each rank gives away sums to 1 (the mean is kept).
@@ -109,7 +109,8 @@ struct TopologyAnalysis {
   std::string cut;        ///< Between which ranks there is no path, or empty.
   std::string asymmetry;  ///< The first pair with W[i][j] != W[j][i], or empty.
 
-  // The spectrum, for n <= kMaxSpectrumSize; else spectrum_known is false and the rest is 0.
+  // The spectrum, if asked for and n <= kMaxSpectrumSize; else spectrum_known is false and the rest
+  // is 0.
   bool spectrum_known = false;
   /// Second largest eigenvalue of a symmetric W; of a directed one the second largest modulus; of a
   /// sequence the same of the product over a period, per round: |lambda|^(1/period). 0 for n = 1.
@@ -119,7 +120,8 @@ struct TopologyAnalysis {
   bool exact_average = false;  ///< The product over one period is 11^T/n to 1e-12.
 };
 inline constexpr int kMaxSpectrumSize = 256;
-TopologyAnalysis Analyze(const TopologySequence& topology);
+/// Without `spectrum` it costs the same per edge at any size.
+TopologyAnalysis Analyze(const TopologySequence& topology, bool spectrum = true);
 
 // Mixing weights on an undirected graph given by its neighbour lists (without self).
 using Adjacency = std::vector<std::vector<int>>;

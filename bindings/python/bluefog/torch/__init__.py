@@ -2,6 +2,8 @@
 
 >>> import bluefog.torch as bf
 >>> bf.init()
+>>> bf.set_topology(bf.topology.ring(bf.size()))
+True
 >>> optimizer = bf.optim.DecentLaM(model.named_parameters(), lr=0.1)  # doctest: +SKIP
 
 CPU tensors of any dtype; nothing here is compiled against PyTorch.

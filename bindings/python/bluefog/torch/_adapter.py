@@ -10,7 +10,8 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from .. import _core, _runtime
-from .._api import Api, _named_tensors
+from .._api import Api
+from .._arguments import named_tensors
 from .._errors import BluefogValueError
 
 _DTYPES = frozenset(
@@ -19,6 +20,9 @@ _DTYPES = frozenset(
         *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
     )
 )
+# DLPack's C exchange API, of PyTorch 2.10 and later: without it every call costs two capsules.
+_EXCHANGE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def export(tensor: Any, what: str) -> Any:
@@ -43,20 +47,30 @@ def export(tensor: Any, what: str) -> Any:
 class TorchAdapter:
     """Results are new tensors without history."""
 
-    def export(self, tensor: Any, what: str, in_place: bool) -> Any:
+    def export(self, tensor: Any, what: str, in_place: bool) -> tuple[Any, Any]:
+        if (
+            _EXCHANGE
+            and type(tensor) in _PLAIN
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.dtype in _DTYPES
+            and not tensor.is_nested
+            and not tensor.is_neg()
+        ):
+            return tensor, tensor.untyped_storage()
         if in_place and isinstance(tensor, torch.Tensor) and tensor.is_neg():
             raise BluefogValueError(
                 f"{what} has the negative bit (torch.imag of a conjugate), so its memory holds "
                 "other values: in place use tensor.resolve_neg(), or the call that returns its "
                 "result"
             )
-        return export(tensor, what)
+        return export(tensor, what), None
 
     def contiguous(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().contiguous()
 
     def result(self, work: _core.Work) -> torch.Tensor:
-        return from_dlpack(work.to_dlpack())
+        return work.to_tensor(torch.Tensor) if _EXCHANGE else from_dlpack(work.to_dlpack())
 
     def modified(self, tensor: torch.Tensor) -> None:
         if not tensor.is_inference():
@@ -64,18 +78,18 @@ class TorchAdapter:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
         if not isinstance(dtype or torch.float32, torch.dtype):
-            raise TypeError(f"empty: dtype must be a torch.dtype, not {dtype!r}")
+            raise TypeError(f"dtype must be a torch.dtype, not {dtype!r}")
         name = str(dtype or torch.get_default_dtype()).rpartition(".")[2]
         return from_dlpack(_runtime.communicator().empty_dlpack(shape, name))
 
     def named(self, params: Any) -> list[tuple[str, torch.Tensor]] | None:
         return list(params.named_parameters()) if isinstance(params, torch.nn.Module) else None
 
-    def averaged(self, model: Any) -> list[torch.Tensor]:
+    def averaged(self, model: Any) -> list[tuple[str, torch.Tensor]]:
         if not isinstance(model, torch.nn.Module):
-            return [tensor for _, tensor in _named_tensors(model)]
-        buffers = [b for b in model.buffers() if b.is_floating_point()]
-        return [*model.parameters(), *buffers]
+            return named_tensors(model)
+        buffers = [(name, b) for name, b in model.named_buffers() if b.is_floating_point()]
+        return [*model.named_parameters(), *buffers]
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().clone()

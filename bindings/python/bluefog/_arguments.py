@@ -1,0 +1,107 @@
+"""What callers pass, checked: names of parameters, ranks, weights; and errors that say where."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Union
+
+from . import _runtime
+from ._errors import BluefogError, BluefogValueError
+
+Weights = Mapping[int, float]
+Destinations = Union[Mapping[int, float], Sequence[int]]
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Adds the parameter's name to errors of an operation that has none of its own."""
+    try:
+        yield
+    except BluefogError as error:
+        raise type(error)(f"parameter '{name}': {error}", error.code) from error
+    except (TypeError, AssertionError) as error:
+        raise type(error)(f"parameter '{name}': {error}") from error
+
+
+def named_tensors(params: Any) -> list[tuple[str, Any]]:
+    if isinstance(params, Mapping):
+        if not all(isinstance(name, str) for name in params):
+            raise BluefogValueError(
+                f"rank {_runtime.rank()}: parameters in a dict must have names: keys must be str"
+            )
+        return sorted(params.items())
+    if (
+        isinstance(params, Iterable)
+        and not isinstance(params, str)
+        and not hasattr(params, "shape")
+    ):
+        items = list(params)
+        if all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) for p in items):
+            return items
+        if not any(isinstance(p, (tuple, str)) for p in items):
+            return [(str(i), p) for i, p in enumerate(items)]
+    raise BluefogValueError(
+        f"rank {_runtime.rank()}: parameters must be a dict, a list of tensors or a list of (name, "
+        f"tensor), not {type(params).__name__}"
+    )
+
+
+def refuse_hierarchical(is_hierarchical_local: bool) -> None:
+    if is_hierarchical_local:
+        raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
+
+
+def rank_of(value: Any, what: str) -> int:
+    try:
+        rank = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {value!r}") from None
+    if not 0 <= rank < _runtime.size():
+        raise BluefogValueError(f"{what} {rank} is outside 0..{_runtime.size() - 1}")
+    return rank
+
+
+def _weight_of(value: Any, what: str) -> float:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be a number, not {value!r}")
+    return float(value)
+
+
+def _edges(weights: Mapping[Any, Any], argument: str) -> list[tuple[int, float]]:
+    return [
+        (rank_of(r, f"{argument}: rank"), _weight_of(w, f"{argument}[{r!r}]"))
+        for r, w in weights.items()
+    ]
+
+
+def call_weights(
+    self_weight: float | None, src_weights: Weights | None, dst_weights: Destinations | None
+) -> dict[str, Any]:
+    if (self_weight is None) != (src_weights is None):
+        missing, given = ("self_weight", "src_weights")
+        if self_weight is not None:
+            missing, given = given, missing
+        raise BluefogValueError(f"{given} is given without {missing}; give both, or none")
+    if self_weight is None:
+        if dst_weights is not None:
+            raise BluefogValueError(
+                "dst_weights makes the call dynamic, which needs self_weight and src_weights too"
+            )
+        return {}
+    if not isinstance(src_weights, Mapping):
+        raise TypeError(f"src_weights must be a dict, not {type(src_weights).__name__}")
+    destinations: list[tuple[int, float]] | None = None
+    if isinstance(dst_weights, Mapping):
+        destinations = _edges(dst_weights, "dst_weights")
+    elif dst_weights is not None:
+        if isinstance(dst_weights, (str, bytes)) or not isinstance(dst_weights, Iterable):
+            raise TypeError(f"dst_weights must be a dict or a list of ranks, not {dst_weights!r}")
+        destinations = [(rank_of(r, "dst_weights: rank"), 1.0) for r in dst_weights]
+    return {
+        "self_weight": _weight_of(self_weight, "self_weight"),
+        "src": _edges(src_weights, "src_weights"),
+        "dst": destinations,
+    }
