@@ -46,7 +46,7 @@ Status Client::Join() {
     const int64_t left_ms = std::clamp<int64_t>((deadline - NowNs()) / kMs, 1, kConnectMs);
     bool again = true;
     StatusOr<int> fd = ConnectTo(*endpoint, static_cast<int>(left_ms));
-    const Status status = fd.ok() ? JoinOver(*fd, deadline, &again) : fd.status();
+    Status status = fd.ok() ? JoinOver(*fd, deadline, &again) : fd.status();
     if (status.ok() || !again || absl::IsResourceExhausted(status)) return status;
     bool interrupted = false;
     WaitForChange(Phase::kIdle, std::min(deadline, NowNs() + backoff_ms * kMs), &interrupted);

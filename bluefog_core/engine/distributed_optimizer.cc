@@ -573,11 +573,11 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
   }
   begun_ = true;
   if (traits().measure_scope == MeasureScope::kModel) {
-    const Status s = Guarded([&] { return traits().name + ", step " + std::to_string(step_); },
-                             [&] {
-                               MeasureModel();
-                               return absl::OkStatus();
-                             });
+    Status s = Guarded([&] { return traits().name + ", step " + std::to_string(step_); },
+                       [&] {
+                         MeasureModel();
+                         return absl::OkStatus();
+                       });
     if (!s.ok()) {
       in_step_ = begun_ = false;
       GiveUp(s);
