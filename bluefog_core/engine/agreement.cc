@@ -35,16 +35,14 @@ class Agreement {
     spec.keep_alive = memory;
     StatusOr<std::shared_ptr<Work>> work = engine_->Submit(std::move(spec));
     if (!work.ok()) return work.status();
-    while (true) {
-      const Status s = (*work)->Wait(std::chrono::milliseconds(100));
-      if ((*work)->done()) {
-        if (!s.ok()) return s;
-        return std::move(memory->all);
-      }
-      if (interrupted_ && interrupted_()) {
+    while (!(*work)->done()) {
+      (void)(*work)->Wait(std::chrono::milliseconds(100));
+      if (!(*work)->done() && interrupted_ && interrupted_()) {
         return absl::CancelledError("interrupted while the ranks agree on the optimizer");
       }
     }
+    if (Status s = (*work)->Wait(); !s.ok()) return s;
+    return std::move(memory->all);
   }
 
   /// All ranks see the same difference, and tell each other what they have there.

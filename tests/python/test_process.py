@@ -116,7 +116,7 @@ try:
     if bf.rank() == 0:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
     else:
-        time.sleep(1.0)
+        time.sleep(1.0)  # So that rank 0 is interrupted while it waits for this one.
     with bf.consensus(model):
         print("inside", model[0][0] == 0.5)
 except KeyboardInterrupt:
@@ -130,6 +130,20 @@ print((model[0] == bf.rank()).all())
     ], [r.stderr for r in results]  # fmt: skip
 
 
+def test_an_operation_that_ends_with_a_slice_of_its_wait():
+    """Waits look at signals every 100 ms; an end at that very moment is an end like any other."""
+    script = """
+import time, numpy as np, bluefog as bf
+bf.init()
+for i in range(60):
+    bf.barrier()
+    if bf.rank() == 1:
+        time.sleep(0.0990 + 0.00002 * i)
+    assert (bf.allreduce(np.ones(3)) == 1).all()
+"""
+    assert [r.returncode for r in run_script(2, script)] == [0, 0]
+
+
 def test_the_engine_goes_on_while_python_does_not():
     """Rank 1 holds the GIL; what rank 0 waits for comes from its background thread."""
     script = """
@@ -141,7 +155,7 @@ bf.barrier()
 start = time.monotonic()
 handle = bf.neighbor_allreduce_nonblocking(x, name="large")
 if bf.rank() == 1:
-    ctypes.PyDLL(None).usleep(3_000_000)  # PyDLL does not release it.
+    ctypes.PyDLL(None).usleep(3_000_000)  # Computes in Python, as it were: PyDLL keeps the GIL.
 y = bf.synchronize(handle)
 print((y == 0.5).all(), time.monotonic() - start < 2.0)
 """

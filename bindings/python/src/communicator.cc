@@ -45,8 +45,12 @@ class PyWork {
       const py::gil_scoped_release release;
       status = work_->Wait();
     } else {
-      status = WaitInSlices([this](auto slice) { return work_->Wait(slice); },
-                            [this] { return work_->done(); });
+      status = WaitInSlices([this](auto slice) -> std::optional<Status> {
+        Status s = work_->Wait(slice);
+        if (!absl::IsDeadlineExceeded(s)) return s;
+        if (!work_->done()) return std::nullopt;
+        return work_->Wait();  // Its own.
+      });
     }
     DropReleased();
     ThrowIfError(status);

@@ -145,8 +145,11 @@ class PyOptimizer {
       ThrowIfError(status);
       begun_ = true;
     }
-    const Status status = WaitInSlices([this](auto slice) { return optimizer_->WaitStep(slice); },
-                                       [this] { return !optimizer_->in_step(); });
+    const Status status = WaitInSlices([this](auto slice) -> std::optional<Status> {
+      Status s = optimizer_->WaitStep(slice);
+      if (absl::IsDeadlineExceeded(s) && optimizer_->in_step()) return std::nullopt;
+      return s;
+    });
     begun_ = false;
     if (!optimizer_->in_step()) keep_.clear();
     DropReleased();

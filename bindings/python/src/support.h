@@ -5,6 +5,7 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -50,18 +51,18 @@ inline void CheckSignals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-/// Calls wait(slice) without the GIL until it is something else than DeadlineExceeded or a signal's
-/// handler raises. `done` tells a slice that ran out from an operation whose own status is
-/// DeadlineExceeded.
-template <typename Wait, typename Done>
-Status WaitInSlices(Wait wait, Done done) {
+/// Calls wait(slice) without the GIL until it returns a Status or a signal's handler raises;
+/// nullopt means that the slice ran out. (A status would not do: an operation's own may be
+/// DeadlineExceeded, and it may end just after its slice.)
+template <typename Wait>
+Status WaitInSlices(Wait wait) {
   for (;;) {
-    Status status;
+    std::optional<Status> status;
     {
       py::gil_scoped_release release;
       status = wait(kSignalSlice);
     }
-    if (status.code() != absl::StatusCode::kDeadlineExceeded || done()) return status;
+    if (status) return *std::move(status);
     CheckSignals();
   }
 }
