@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <map>
 #include <set>
-#include <sstream>
 #include <utility>
 
 #include "base/clock.h"
@@ -45,6 +43,8 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
  private:
   bool early() const { return traits().payload_time == PayloadTime::kEarly; }
   bool delayed() const { return traits().consume == ConsumeTrigger::kNextGradient; }
+  /// Head of an error: "rank 1: dsgd, step 3", and ", parameter 'w'".
+  std::string Where() const;
   std::string Where(int param) const;
   void AwaitQuiet();
   /// Runs `task` under the progress lock and returns when it, and what ran before it, has returned.
@@ -133,10 +133,13 @@ void DistributedOptimizerImpl::AwaitQuiet() {
   }
 }
 
-std::string DistributedOptimizerImpl::Where(int param) const {
-  const ParameterInfo& info = shared_.params[static_cast<size_t>(param)];
+std::string DistributedOptimizerImpl::Where() const {
   return "rank " + std::to_string(shared_.engine->place().rank) + ": " + traits().name + ", step " +
-         std::to_string(step_) + ", parameter '" + info.name + "'";
+         std::to_string(step_);
+}
+
+std::string DistributedOptimizerImpl::Where(int param) const {
+  return Where() + ", parameter '" + shared_.params[static_cast<size_t>(param)].name + "'";
 }
 
 Status DistributedOptimizerImpl::Init() {
@@ -301,13 +304,11 @@ Status DistributedOptimizerImpl::UseTopologyOf(int64_t step) {
 Status DistributedOptimizerImpl::CheckUnchanged(std::span<const Hyper> hypers) const {
   for (size_t g = 0; g < shared_.hypers.size(); ++g) {
     if (g < hypers.size() && hypers[g] == shared_.hypers[g]) continue;
-    std::ostringstream text;
-    text << "rank " << shared_.engine->place().rank << ": " << traits().name << ", step " << step_
-         << ": the hyper-parameters of group " << g
-         << " changed while the step was under way: " << ToString(traits(), shared_.hypers[g])
-         << " became " << (g < hypers.size() ? ToString(traits(), hypers[g]) : "absent");
-    text << ". Change them after step() and before backward(), or use overlap=False";
-    return absl::FailedPreconditionError(text.str());
+    return absl::FailedPreconditionError(
+        Where() + ": the hyper-parameters of group " + std::to_string(g) +
+        " changed while the step was under way: " + ToString(traits(), shared_.hypers[g]) +
+        " became " + (g < hypers.size() ? ToString(traits(), hypers[g]) : "absent") +
+        ". Change them after step() and before backward(), or use overlap=False");
   }
   return absl::OkStatus();
 }
@@ -321,9 +322,7 @@ Status DistributedOptimizerImpl::CheckHypers(std::span<const Hyper> hypers) cons
   }
   for (size_t g = 0; g < hypers.size(); ++g) {
     if (Status s = CheckHyper(traits(), hypers[g]); !s.ok()) {
-      return absl::InvalidArgumentError("rank " + std::to_string(shared_.engine->place().rank) +
-                                        ": " + traits().name + ", step " + std::to_string(step_) +
-                                        ", group " + std::to_string(g) + ": " +
+      return absl::InvalidArgumentError(Where() + ", group " + std::to_string(g) + ": " +
                                         std::string(s.message()));
     }
   }

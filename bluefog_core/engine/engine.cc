@@ -23,6 +23,7 @@ constexpr int64_t kSegmentBytes = int64_t{8} << 20;
 constexpr int kLendMs = 2;
 /// A slow yield after fewer quick ones than this means that the core is wanted by others.
 constexpr int kManyYields = 16;
+/// How soon a sleeping caller sees that the engine goes down.
 constexpr auto kSleepSlice = std::chrono::seconds(1);
 /// How long the end of this rank waits for neighbours to take what was sent to them.
 constexpr auto kLinger = std::chrono::seconds(60);

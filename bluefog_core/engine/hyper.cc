@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <sstream>
+#include <utility>
 
 #include "base/hash.h"
 
@@ -14,8 +15,7 @@ const std::array<HyperInfo, 3> kCommon = {
 constexpr std::array<double Hyper::*, 3> kCommonValues = {&Hyper::lr, &Hyper::momentum,
                                                           &Hyper::weight_decay};
 
-}  // namespace
-
+// lr, momentum, weight_decay, then the plugin's own.
 size_t HyperCount(const Traits& traits) { return kCommon.size() + traits.hypers.size(); }
 
 std::pair<const HyperInfo&, double> HyperAt(const Traits& traits, const Hyper& hyper, size_t i) {
@@ -23,6 +23,8 @@ std::pair<const HyperInfo&, double> HyperAt(const Traits& traits, const Hyper& h
   i -= kCommon.size();
   return {traits.hypers[i], hyper.own[i]};
 }
+
+}  // namespace
 
 std::string ToString(const Traits& traits, const Hyper& hyper, bool learning_rate) {
   std::ostringstream text;

@@ -289,7 +289,7 @@ def test_nothing_is_changed_where_one_tensor_is_wrong():
     params = {"a": np.full(LARGE, float(r)), "b": np.arange(2)}
     told(lambda: bf.allreduce_parameters(params), "parameter 'b'", "int64[2]", kind=AssertionError)
     params["a"][:] = 7.0
-    time.sleep(0.05)
+    time.sleep(0.05)  # Time for a write that must not come.
     assert (params["a"] == 7.0).all()
     # What only two ranks together know costs nobody the own model.
     params = {"a": np.full(LARGE, float(r)), "b": np.ones(3 + r)}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
 from . import _runtime
-from ._errors import BluefogError, BluefogValueError
+from ._errors import BluefogError, BluefogValueError, as_int
 
 Weights = Mapping[int, float]
 Destinations = Union[Mapping[int, float], Sequence[int]]
@@ -55,10 +54,7 @@ def refuse_hierarchical(is_hierarchical_local: bool) -> None:
 
 
 def rank_of(value: Any, what: str) -> int:
-    try:
-        rank = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} must be an int, not {value!r}") from None
+    rank = as_int(value, what)
     if not 0 <= rank < _runtime.size():
         raise BluefogValueError(f"{what} {rank} is outside 0..{_runtime.size() - 1}")
     return rank

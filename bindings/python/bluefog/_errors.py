@@ -1,6 +1,17 @@
-"""The exceptions that bluefog raises."""
+"""The exceptions that bluefog raises, and one check that many calls make."""
 
 from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def as_int(value: Any, what: str) -> int:
+    """The value as an int; TypeError, with ``what``, if it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {value!r}") from None
 
 
 class BluefogError(RuntimeError):

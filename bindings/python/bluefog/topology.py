@@ -15,7 +15,6 @@ size raises ValueError, which says what would do.
 from __future__ import annotations
 
 import numbers
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from . import _core
 from ._core import Topology, TopologyAnalysis, TopologySequence
-from ._errors import BluefogSizeError, BluefogValueError
+from ._errors import BluefogSizeError, BluefogValueError, as_int
 
 __all__ = [
     "Topology",
@@ -75,7 +74,7 @@ def ring(n: int, style: str | int = "both") -> Topology:
         if style not in _RING_STYLES:
             raise BluefogValueError(f"ring style {style!r} is not one of {sorted(_RING_STYLES)}")
         style = _RING_STYLES[style]
-    return _core.ring(_int(n, "n"), _int(style, "ring style"))
+    return _core.ring(as_int(n, "n"), as_int(style, "ring style"))
 
 
 def ring_left(n: int) -> Topology:
@@ -94,12 +93,12 @@ def exponential(n: int, base: int = 2) -> Topology:
     Source: Ying et al., "Exponential Graph is Provably Efficient for Decentralized Deep Training"
     (2021), for base 2.
     """
-    return _core.exponential(_int(n, "n"), _int(base, "base"))
+    return _core.exponential(as_int(n, "n"), as_int(base, "base"))
 
 
 def symmetric_exponential(n: int, base: int = 4) -> Topology:
     """Neighbours at distance base**k in both directions, all weights equal."""
-    return _core.symmetric_exponential(_int(n, "n"), _int(base, "base"))
+    return _core.symmetric_exponential(as_int(n, "n"), as_int(base, "base"))
 
 
 def mesh_grid_2d(n: int, rows: int = 0) -> Topology:
@@ -107,17 +106,17 @@ def mesh_grid_2d(n: int, rows: int = 0) -> Topology:
 
     ValueError if ``rows`` does not divide n.
     """
-    return _core.mesh_grid_2d(_int(n, "n"), _int(rows, "rows"))
+    return _core.mesh_grid_2d(as_int(n, "n"), as_int(rows, "rows"))
 
 
 def torus_2d(n: int, rows: int = 0) -> Topology:
     """The grid closed to a torus (0 rows: as square as possible); else as :func:`mesh_grid_2d`."""
-    return _core.torus_2d(_int(n, "n"), _int(rows, "rows"))
+    return _core.torus_2d(as_int(n, "n"), as_int(rows, "rows"))
 
 
 def hypercube(n: int) -> Topology:
     """Hypercube; n must be a power of 2."""
-    return _core.hypercube(_int(n, "n"))
+    return _core.hypercube(as_int(n, "n"))
 
 
 def star(n: int, center: int = 0) -> Topology:
@@ -125,12 +124,12 @@ def star(n: int, center: int = 0) -> Topology:
 
     ValueError if ``center`` is not a rank.
     """
-    return _core.star(_int(n, "n"), _int(center, "center"))
+    return _core.star(as_int(n, "n"), as_int(center, "center"))
 
 
 def fully_connected(n: int) -> Topology:
     """Everybody with everybody, 1/n: one step is the exact average."""
-    return _core.fully_connected(_int(n, "n"))
+    return _core.fully_connected(as_int(n, "n"))
 
 
 def erdos_renyi(n: int, p: float | None = None, seed: int = 0) -> Topology:
@@ -142,7 +141,7 @@ def erdos_renyi(n: int, p: float | None = None, seed: int = 0) -> Topology:
     """
     if p is None:
         return make("erdos-renyi", n).at(0)
-    return _core.erdos_renyi(_int(n, "n"), float(p), _int(seed, "seed"))
+    return _core.erdos_renyi(as_int(n, "n"), float(p), as_int(seed, "seed"))
 
 
 def one_peer_exponential(n: int) -> TopologySequence:
@@ -151,12 +150,12 @@ def one_peer_exponential(n: int) -> TopologySequence:
     One message per step; for n a power of 2 the product over a period is the exact average.
     Source: Assran et al., "Stochastic Gradient Push for Distributed Deep Learning" (2019).
     """
-    return _core.one_peer_exponential(_int(n, "n"))
+    return _core.one_peer_exponential(as_int(n, "n"))
 
 
 def one_peer_hypercube(n: int) -> TopologySequence:
     """Round t: i exchanges with i XOR 2**t, weights 1/2; n must be a power of 2. Dynamic."""
-    return _core.one_peer_hypercube(_int(n, "n"))
+    return _core.one_peer_hypercube(as_int(n, "n"))
 
 
 def names() -> list[str]:
@@ -169,7 +168,7 @@ def make(name: str, n: int) -> TopologySequence:
 
     ValueError lists the names if there is none of this one.
     """
-    return _core.make_topology(name, _int(n, "n"))
+    return _core.make_topology(name, as_int(n, "n"))
 
 
 def from_matrix(matrix: Any, name: str = "custom") -> Topology:
@@ -314,13 +313,6 @@ def neighbors(topology: AnyTopology, rank: int) -> tuple[list[int], list[int]]:
     sources: set[int] = set().union(*(t.in_neighbors(rank) for t in rounds))
     destinations: set[int] = set().union(*(t.out_neighbors(rank) for t in rounds))
     return sorted(sources), sorted(destinations)
-
-
-def _int(value: Any, what: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} must be an int, not {value!r}") from None
 
 
 def _rounds(topology: AnyTopology) -> list[Topology]:

@@ -310,10 +310,8 @@ py::object ToTensor(const TensorView& view, std::shared_ptr<void> memory, const 
   auto* managed = NewManaged<dlpack::ManagedTensorVersioned>(view, std::move(memory));
   managed->major = 1;
   void* tensor = nullptr;
-  if (api.import_managed(managed, &tensor) != 0) {
-    managed->deleter(managed);
-    throw py::error_already_set();
-  }
+  // It takes `managed`, and may have freed it when it fails.
+  if (api.import_managed(managed, &tensor) != 0) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor));
 }
 
