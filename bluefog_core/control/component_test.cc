@@ -22,24 +22,11 @@
 
 #include "base/clock.h"
 #include "base/port.h"
+#include "base/sanitizer.h"
 #include "control/membership.h"
 #include "control/socket.h"
 
 extern char** environ;
-
-#if defined(__SANITIZE_THREAD__)
-// gRPC is not instrumented and synchronises with futexes of its own, so what is handed through it
-// looks racy. Our own fields are checked by clang's thread-safety analysis; here the core's side
-// is.
-extern "C" const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1"; }
-extern "C" const char* __tsan_default_suppressions() { return "race:grpc::\n"; }
-#endif
-
-#if defined(__SANITIZE_ADDRESS__)
-// What the threads of a parent held is lost in its forked child.
-static bool in_forked_child = false;
-extern "C" int __lsan_is_turned_off() { return in_forked_child; }
-#endif
 
 namespace bluefog::control {
 namespace {
@@ -132,7 +119,6 @@ class Rank {
 
   Status status;
   std::atomic<bool> interrupt{false};
-  std::unique_ptr<Membership> membership;
 
  private:
   std::mutex mu_;
@@ -140,6 +126,9 @@ class Rank {
   std::map<int, std::vector<std::string>> failed_;
   std::map<int, int> left_;
   int beats_ = 0, asked_ = 0;
+
+ public:
+  std::unique_ptr<Membership> membership;  ///< Destroyed first: its events write to what is above.
 };
 
 using Ranks = std::vector<std::unique_ptr<Rank>>;
@@ -632,9 +621,7 @@ int RankMain(char** argv) {
       const pid_t child = fork();
       if (child == 0) {
         alarm(10);
-#if defined(__SANITIZE_ADDRESS__)
-        in_forked_child = true;
-#endif
+        ExpectLeaks();
         (*membership)->ReportFailure(0, "from a child");
         (*membership)->Leave();
         membership->reset();

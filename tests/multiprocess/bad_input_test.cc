@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/clock.h"
+#include "base/sanitizer.h"
 #include "ranks.h"
 
 namespace bluefog::testing {
@@ -397,6 +398,7 @@ TEST(Forking, TheChildIsRefusedAndItsExitDoesNothing) {
     if (!pending.ok()) return pending.status();
     const pid_t child = fork();
     if (child == 0) {
+      ExpectLeaks();
       auto work = SubmitAverage(*comm, "child", x);
       if (!absl::IsFailedPrecondition(work.status())) std::exit(1);
       if (work.status().message().find("forked") == std::string::npos) std::exit(2);

@@ -17,12 +17,6 @@
 #include "base/clock.h"
 #include "base/port.h"
 
-#if defined(__SANITIZE_THREAD__)
-// gRPC itself is not instrumented, so that what it hands from thread to thread looks like a race.
-extern "C" const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1"; }
-extern "C" const char* __tsan_default_suppressions() { return "race:grpc::\n"; }
-#endif
-
 namespace bluefog::testing {
 
 struct Job::Process {

@@ -19,7 +19,6 @@ namespace {
 
 constexpr int kRanks = 4;
 const std::vector<int64_t> kSizes = {7, 0, 1000, 333, 1, 2049, 40};
-constexpr int kGroups = 2;
 using Vector = std::vector<double>;
 using Vectors = std::vector<Vector>;  // By rank.
 

@@ -9,13 +9,6 @@
 
 #include "base/port.h"
 
-#if defined(__SANITIZE_THREAD__)
-// gRPC is not instrumented and synchronises with futexes of its own, so what is handed through it
-// looks racy.
-extern "C" const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1"; }
-extern "C" const char* __tsan_default_suppressions() { return "race:grpc::\n"; }
-#endif
-
 namespace bluefog::spine {
 namespace {
 
