@@ -101,7 +101,7 @@ Status Client::JoinOver(int fd, int64_t deadline_ns, bool* again) {
   if (WaitForChange(Phase::kAsked, until, &interrupted)) {
     MutexLock lock(mu_);
     accepted = phase_ == Phase::kAccepted || phase_ == Phase::kJoined;
-    if (accepted) beater_ = std::thread(&Client::Beat, this);
+    if (accepted && !options_.serves) beater_ = std::thread(&Client::Beat, this);
   }
   if (accepted) WaitForChange(Phase::kAccepted, until, &interrupted);
   grpc::Status end;

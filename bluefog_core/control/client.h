@@ -21,6 +21,7 @@ namespace bluefog::control {
 struct ClientOptions {
   std::string coordinator;
   v1::Join join;
+  bool serves = false;  ///< The server is in this process: neither can outlive the other.
   int64_t heartbeat_ms = 0, suspect_ms = 0, dead_ms = 0;
   // From the client's two threads, failures and departures from one of them; see control_abi.h.
   std::function<void(int rank, const std::string& text)> rank_failed;

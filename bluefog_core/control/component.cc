@@ -72,6 +72,7 @@ StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o
   client.join.set_fingerprint_text(std::string(o.fingerprint_text).substr(0, kMaxFingerprintText));
   client.join.set_timeout_ms(o.join_timeout_ms);
   client.join.set_process(ThisProcess());
+  client.serves = o.embed_server != 0;
   client.heartbeat_ms = o.heartbeat_ms;
   client.suspect_ms = o.suspect_ms;
   client.dead_ms = o.dead_ms;
@@ -87,6 +88,7 @@ StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o
   if (o.embed_server) {
     StatusOr<std::unique_ptr<Server>> server = Server::Start({.coordinator = o.coordinator,
                                                               .job_id = o.job_id,
+                                                              .rank = o.rank,
                                                               .size = o.size,
                                                               .heartbeat_ms = o.heartbeat_ms,
                                                               .suspect_ms = o.suspect_ms,

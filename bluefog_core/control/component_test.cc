@@ -241,7 +241,14 @@ std::vector<Status> JoinLast(const std::vector<std::pair<Place, Config>>& places
   const int n = static_cast<int>(places.size());
   Ranks ranks = MakeRanks(n);
   InThreads(n, [&](int i) {
-    for (int waiting = 0; i == n - 1 && waiting < i; ++waiting) ranks[waiting]->WaitForBeats(1);
+    for (int waiting = 0; i == n - 1 && waiting < i; ++waiting) {
+      // Heartbeats begin when a rank is accepted; the one that serves sends none.
+      if (places[waiting].first.rank == 0) {
+        ranks[waiting]->WaitForWaiting();
+      } else {
+        ranks[waiting]->WaitForBeats(1);
+      }
+    }
     ranks[i]->Join(places[i].first, places[i].second);
   });
   std::vector<Status> statuses;

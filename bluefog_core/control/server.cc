@@ -367,7 +367,8 @@ std::vector<std::string> Server::CheckTime(int64_t now_ns) {
   for (int r = 0; r < options_.size; ++r) {
     Member& member = members_[static_cast<size_t>(r)];
     if (member.state != State::kJoined) continue;
-    const int64_t silent = now_ns - member.seen_ns;
+    // The rank of this process sends no heartbeats.
+    const int64_t silent = r == options_.rank ? 0 : now_ns - member.seen_ns;
     if (silent >= options_.dead_ms * kMs) {
       Fail(r, Rank(r) + " was silent for " + Seconds(silent) +
                   " and counts as dead (BLUEFOG_DEAD_MS)");

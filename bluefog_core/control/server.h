@@ -23,6 +23,7 @@ namespace bluefog::control {
 
 struct ServerOptions {
   std::string coordinator, job_id;
+  int rank = 0;  ///< Of this process, which sends no heartbeats to itself.
   int size = 0;
   int64_t heartbeat_ms = 0, suspect_ms = 0, dead_ms = 0;
   std::function<void(const std::string&)> notice;  ///< From the watching thread.

@@ -21,6 +21,8 @@ namespace {
 constexpr int64_t kSegmentBytes = int64_t{8} << 20;
 /// After a caller has driven, its next wait is likely to come within this time; see PrepareSleep.
 constexpr int kLendMs = 2;
+/// A caller that comes back this soon after it drove is in a series of waits.
+constexpr int64_t kSeriesNs = 50 * kMicrosecond;
 /// A slow yield after fewer quick ones than this means that the core is wanted by others.
 constexpr int kManyYields = 16;
 /// How soon a sleeping caller sees that the engine goes down.
@@ -305,15 +307,17 @@ void Engine::FetchDone(uint64_t cookie, const Status& status) NO_THREAD_SAFETY_A
   executor_.OnFetchDone(cookie, status);
 }
 void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS {
+  // Who lacks the means to reach a neighbour has failed itself.
+  const int failed = absl::IsResourceExhausted(status) ? place_.rank : peer;
   const std::string text =
-      "rank " + std::to_string(peer) + " failed: " + std::string(status.message());
+      "rank " + std::to_string(failed) + " failed: " + std::string(status.message());
   const bool left = absl::IsCancelled(status);
   const bool unclear = left || absl::IsNotFound(status);
   {
     // Neighbours see a death first; the others learn of it through the control plane, which knows
     // better of a rank that may have left.
     MutexLock lock(membership_mu_);
-    if (membership_ != nullptr && !left) membership_->ReportFailure(peer, text);
+    if (membership_ != nullptr && !left) membership_->ReportFailure(failed, text);
     if (membership_ != nullptr && unclear && !control_gone_) return lost_.push_back(peer);
   }
   if (unclear) {
@@ -321,7 +325,7 @@ void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS 
                        absl::UnavailableError("rank " + std::to_string(peer) + " has left the job"),
                        /*died=*/false);
   } else {
-    RankFailed(peer, text);
+    RankFailed(failed, text);
   }
 }
 
@@ -376,7 +380,7 @@ void Engine::KickIfNeeded() {
 // While callers drive, operation after operation, nobody needs the doorbell: every ring between two
 // of them would wake this thread only to take the lock and a core from the next. So it leaves the
 // doorbell disarmed and looks again after kLendMs; when nobody has driven in between, it arms as
-// usual.
+// usual. With operations under way it does so only for a caller that waits for one after the other.
 Engine::Nap Engine::PrepareSleep(bool rung) {
   if (rung && transport_ != nullptr) {
     transport_->Arm();  // So that the next look takes the doorbell's ring, or it would go on.
@@ -389,7 +393,8 @@ Engine::Nap Engine::PrepareSleep(bool rung) {
        drive ? config_.drive_us * kMicrosecond : 0, now);
   sleeping_.store(true);
   const bool driven = drivers_.load() > 0;
-  const bool lend = driven || (drives_ != drives_seen_ && executor_.active_count() == 0);
+  const bool lend =
+      driven || (drives_ != drives_seen_ && (in_series_ || executor_.active_count() == 0));
   drives_seen_ = drives_;
   looks_again_.store(lend);
   if (lend) {
@@ -456,6 +461,7 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
 void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time_point deadline,
                          int64_t idle_since) {
   ++drives_;
+  in_series_ = idle_since - drove_ns_ < kSeriesNs;
   if (transport_ != nullptr) transport_->Disarm();
   const bool calm =
       Poll([&] { return completion.done() || std::chrono::steady_clock::now() >= deadline; },
@@ -463,7 +469,8 @@ void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time
   if (calm && completion.done()) no_drive_ns_ /= 2;
   // Before the lock is given up: whoever takes it must not leave it to this caller.
   drivers_.fetch_sub(1);
-  LeaveProgress(completion.done() && executor_.active_count() == 0);
+  drove_ns_ = NowNs();
+  LeaveProgress(completion.done() && (in_series_ || executor_.active_count() == 0));
 }
 
 template <typename Enough>

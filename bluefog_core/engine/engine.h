@@ -157,6 +157,8 @@ class Engine final : private transport::Receiver {
   bool control_gone_ GUARDED_BY(progress_mu_) = false;
   int64_t no_drive_ns_ GUARDED_BY(progress_mu_) = 0;  ///< How long the next pause will be at least.
   int quick_yields_ GUARDED_BY(progress_mu_) = 0;     ///< Since the last slow one.
+  int64_t drove_ns_ GUARDED_BY(progress_mu_) = 0;     ///< When a caller last left off driving.
+  bool in_series_ GUARDED_BY(progress_mu_) = false;   ///< The last drive began right after another.
   /// Times a caller drove, and how many of them the background thread knows of.
   uint64_t drives_ GUARDED_BY(progress_mu_) = 0, drives_seen_ GUARDED_BY(progress_mu_) = 0;
 

@@ -95,11 +95,16 @@ void Executor::Start(Operation* op) {
   }
   if (!op->failing) {
     // The name and what it stands for, to whom it is new.
-    op->name->described.resize(static_cast<size_t>(size_), 0);
+    op->name->described.resize(static_cast<size_t>(size_));
     std::string text;
     for (const int peer : plan.peers) {
-      if (op->name->described[peer] == op->description_hash) continue;
-      op->name->described[peer] = op->description_hash;
+      std::vector<uint64_t>& told = op->name->described[peer];
+      if (std::find(told.begin(), told.end(), op->description_hash) != told.end()) continue;
+      // Of an optimizer the peer keeps the latest only.
+      if (!told.empty() && (op->hooks != nullptr || told.size() == Match::kDescriptions)) {
+        told.erase(told.begin());
+      }
+      told.push_back(op->description_hash);
       if (text.empty()) {
         text = (op->hooks != nullptr ? op->hooks->Label() : op->name->name) + '\0' + op->Describe();
       }

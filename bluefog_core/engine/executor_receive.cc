@@ -32,7 +32,7 @@ void Executor::OnMessage(int peer, const transport::Header& packed, const transp
     case MessageKind::kDescribe: {
       const std::string text(reinterpret_cast<const char*>(payload.data()), payload.size());
       const size_t cut = std::min(text.find('\0'), text.size());
-      match_.SetDescription(peer, header.key.name_hash, text.substr(0, cut),
+      match_.SetDescription(peer, header, text.substr(0, cut),
                             cut < text.size() ? text.substr(cut + 1) : "");
       transport->Release(view);
       return;

@@ -2,27 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <sstream>
 #include <utility>
+
+#include "base/hash.h"
 
 namespace bluefog {
 namespace {
 
-/// Is "allreduce float32[2, 3]" about a message with this header? Several operations of one name
-/// can be under way, and what a peer told may be about another one.
-bool IsAbout(const std::string& description, const WireHeader& header) {
-  if (header.op == Op::kOptimizer) return true;
-  const std::string head = std::string(NameOf(header.op)) + " " + NameOf(header.dtype) + "[";
-  if (!description.starts_with(head)) return false;
-  int64_t count = 1;
-  for (const char* at = description.c_str() + head.size(); *at != '\0' && *at != ']';) {
-    char* end = nullptr;
-    if (__builtin_mul_overflow(count, std::strtoll(at, &end, 10), &count)) return false;
-    if (end == at) return false;
-    at = end + (*end == ',' ? 1 : 0);
-  }
-  return count == header.count;
+/// What a peer's description of an operation is found by. Of an optimizer only the latest counts,
+/// as its plan differs from step to step.
+uint64_t DescriptionOf(const WireHeader& header) {
+  if (header.op == Op::kOptimizer) return 0;
+  return StableHash().Add(header.plan_hash).Add(header.layout_hash).value();
 }
 
 }  // namespace
@@ -104,14 +96,15 @@ Status Match::Condemned(uint64_t name_hash) const {
   return name == nullptr ? absl::OkStatus() : name->condemned;
 }
 
-void Match::SetDescription(int peer, uint64_t name_hash, std::string name,
+void Match::SetDescription(int peer, const WireHeader& header, std::string name,
                            std::string description) {
-  Name& known = names_[name_hash];
+  Name& known = names_[header.key.name_hash];
   known.name = std::move(name);
-  std::vector<std::string>& all = known.descriptions[peer];
-  std::erase(all, description);
+  std::vector<Description>& all = known.descriptions[peer];
+  const uint64_t id = DescriptionOf(header);
+  std::erase_if(all, [id](const Description& d) { return d.id == id; });
   if (all.size() == kDescriptions) all.erase(all.begin());
-  all.push_back(std::move(description));
+  all.push_back({id, std::move(description)});
 }
 
 std::string Match::ToString(const WireHeader& header) const {
@@ -145,9 +138,10 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
   std::string theirs;
   if (const Name* name = Known(op.key.name_hash); name != nullptr) {
     if (const auto it = name->descriptions.find(peer); it != name->descriptions.end()) {
-      const auto last = std::find_if(it->second.rbegin(), it->second.rend(),
-                                     [&](const std::string& d) { return IsAbout(d, header); });
-      if (last != it->second.rend()) theirs = *last;
+      const uint64_t id = DescriptionOf(header);
+      for (const Description& d : it->second) {
+        if (d.id == id) theirs = d.text;
+      }
     }
   }
   if (theirs.empty()) {

@@ -46,7 +46,10 @@ class Match {
   /// Why operations of this name fail; Ok if they need not.
   Status Condemned(uint64_t name_hash) const;
 
-  void SetDescription(int peer, uint64_t name_hash, std::string name, std::string description);
+  /// How many operations of one name a peer remembers the description of.
+  static constexpr size_t kDescriptions = 32;
+  void SetDescription(int peer, const WireHeader& header, std::string name,
+                      std::string description);
   /// Ok if `peer`'s header and this rank's operation agree; else the error for both ranks.
   Status Compare(const Operation& op, int peer, const WireHeader& header) const;
   /// The same for the weight that this rank's topology has for the edge from `peer`.
@@ -55,8 +58,10 @@ class Match {
   std::string ToString(const WireHeader& header) const;
 
  private:
-  static constexpr size_t kDescriptions = 32;
-
+  struct Description {
+    uint64_t id;
+    std::string text;
+  };
   /// All that is known of a name, so that an operation costs one look-up and no allocation.
   struct Name {
     uint64_t next_use = 0;  ///< Activated so far.
@@ -73,7 +78,7 @@ class Match {
     Status condemned;
     // As peers told; of a name that stands for many tensors the last ones, the latest at the end.
     std::string name;
-    std::unordered_map<int, std::vector<std::string>> descriptions;
+    std::unordered_map<int, std::vector<Description>> descriptions;
   };
   const Name* Known(uint64_t name_hash) const {
     const auto it = names_.find(name_hash);

@@ -87,8 +87,8 @@ struct NameEntry {
   uint64_t next_use = 0;
   std::string first_use;  ///< Operation and tensor of the first use; empty before.
   uint64_t first_hash = 0;
-  // Under the progress lock: the description hash last sent, by peer.
-  std::vector<uint64_t> described;
+  // Under the progress lock, by peer: the descriptions that it was sent and still remembers.
+  std::vector<std::vector<uint64_t>> described;
 };
 
 inline constexpr int kMaxBuffers = kMaxPayloads;

@@ -30,6 +30,32 @@ const char* NameOf(Op op) {
   return "?";
 }
 
+namespace {
+
+/// The name is this call's own from the moment it was found free, also beside other threads.
+class Claim {
+ public:
+  Claim() = default;
+  ~Claim() {
+    if (name_ != nullptr) name_->in_flight.store(false, std::memory_order_release);
+  }
+  Claim(const Claim&) = delete;
+  Claim& operator=(const Claim&) = delete;
+  /// False if it is in flight.
+  bool Take(NameEntry* name) {
+    if (name->in_flight.exchange(true, std::memory_order_acquire)) return false;
+    name_ = name;
+    return true;
+  }
+  /// From now on it is the operation's.
+  void Submitted() { name_ = nullptr; }
+
+ private:
+  NameEntry* name_ = nullptr;
+};
+
+}  // namespace
+
 Status Engine::Validate(const OpSpec& spec) const {
   const auto bad = [&](const std::string& text) { return absl::InvalidArgumentError(text); };
   if (spec.input.device.type != DeviceType::kCpu) return bad("only CPU tensors are supported");
@@ -188,12 +214,13 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   NameEntry* name = automatic ? op_names_[static_cast<size_t>(spec.op)] : Name(spec.name, false);
   const uint32_t layout_hash = spec.input.LayoutHash();
   int64_t round = 0;
+  Claim claim;
   {
     MutexLock lock(inbox_mu_);
     if (!automatic) {
       const uint64_t hash = StableHash().Add(spec.op).Add(layout_hash).value();
       const auto text = [&] { return std::string(NameOf(spec.op)) + " " + spec.input.ToString(); };
-      if (name->in_flight.load(std::memory_order_acquire)) {
+      if (!claim.Take(name)) {
         return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what() +
                                           ": an operation of this name is in flight (" +
                                           name->first_use +
@@ -270,7 +297,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   const bool small = spec.input.bytes() <= config_.eager_bytes;
   {
     MutexLock lock(inbox_mu_);
-    name->in_flight.store(true, std::memory_order_release);
+    claim.Submitted();
     if (spec.op == Op::kNeighborAllreduce) ++round_;
     s.key.name_hash = name->hash;
     s.key.use = name->next_use++;

@@ -50,7 +50,8 @@ class Receiver {
   /// Exactly once per accepted Fetch; the bytes are in place if Ok.
   virtual void FetchDone(uint64_t cookie, const Status& status) = 0;
   /// At most once per peer: Unavailable if it died, Cancelled if it left in good order (its
-  /// transport was destroyed), NotFound if it was gone before the first contact. Afterwards every
+  /// transport was destroyed), NotFound if it was gone before the first contact, ResourceExhausted
+  /// if it is this process that lacks memory or descriptors to talk with it. Afterwards every
   /// outstanding send to it completes with `status`; views already delivered stay readable until
   /// released.
   virtual void PeerDown(int peer, const Status& status) = 0;

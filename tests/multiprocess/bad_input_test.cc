@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -53,6 +54,49 @@ TEST(Waiting, EndsWithTheTimeoutAndGoesOn) {
       return mean == 0.5f ? absl::OkStatus() : absl::InternalError(std::to_string(mean));
     });
     for (const Outcome& rank : ranks) EXPECT_TRUE(rank.status.ok()) << rank;
+  }
+}
+
+/// From now on no more than `left` further descriptors can be opened.
+void UseUpDescriptors(int left) {
+  rlimit limit;
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const int next = dup(STDERR_FILENO);
+  close(next);
+  limit.rlim_cur = static_cast<rlim_t>(next + left);
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+TEST(Shortage, ARankWithoutDescriptorsIsTheOneThatFails) {
+  // Fewer than its two connections take. -1: none, and it is the others that connect.
+  for (const int left : {-1, 0, 1, 2, 3, 4, 5}) {
+    for (const size_t count : {kSmall, kLarge}) {
+      SCOPED_TRACE(std::to_string(count) + " elements, " + std::to_string(left) + " left");
+      const Gate used_up, told;
+      Job job(4);
+      const auto ranks = job.Run([&](Rank& me) -> Status {
+        auto comm = JoinRing(me);
+        if (!comm.ok()) return comm.status();
+        std::vector<float> x(count);
+        if (me.rank == 1) {
+          UseUpDescriptors(std::max(left, 0));
+          for (int others = 0; others < 3; ++others) used_up.Open();
+          if (left < 0) told.Pass();
+        } else {
+          used_up.Pass();
+        }
+        Status status;
+        for (int round = 0; status.ok() && round < 10'000; ++round) {
+          status = Average(**comm, "x", x);
+        }
+        if (me.rank == 0) told.Open();
+        return status;
+      });
+      for (const Outcome& rank : ranks) {
+        EXPECT_EQ(rank.exit_code, 0) << rank;
+        EXPECT_THAT(Text(rank), AllOf(HasSubstr("rank 1 failed"), HasSubstr("ulimit -n"))) << rank;
+      }
+    }
   }
 }
 

@@ -84,7 +84,7 @@ void Kill(int victim, const std::string& failpoint) {
 TEST_P(Failpoints, KillOfRank1IsToldToAll) { Kill(1, GetParam()); }
 
 TEST(FailpointsOfRank0, KillIsToldToAllAlthoughItServesTheControlPlane) {
-  for (const char* failpoint : {"engine.before_consume", "shm.accept", "control.heartbeat"}) {
+  for (const char* failpoint : {"engine.before_consume", "shm.accept"}) {
     SCOPED_TRACE(failpoint);
     Kill(0, failpoint);
   }

@@ -216,10 +216,14 @@ SocketResult InLink::ReadSocket(Status* problem) {
     const SocketResult result = ReceivePacket(socket_.get(), &received);
     if (result == SocketResult::kMalformed) {
       *problem = absl::InvalidArgumentError("a malformed packet");
+    } else if (result == SocketResult::kStarved) {
+      *problem = Starved();
     }
     if (result != SocketResult::kOk) return result;
     if (received.packet.kind == PacketKind::kFarewell) {
       farewell_ = true;
+    } else if (received.packet.kind == PacketKind::kRefused) {
+      *problem = absl::UnavailableError(received.packet.text);
     } else if (received.packet.kind == PacketKind::kSegment) {
       *problem = AddSegment(&received);
     } else {

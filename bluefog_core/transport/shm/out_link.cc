@@ -44,9 +44,10 @@ SocketResult OutLink::Connect(const std::string& name) {
   hello.ring_bytes = self_->layout.ring_bytes;
   self_->job_id.copy(hello.job, sizeof hello.job - 1);
   const std::array<int, 3> fds = {tx_.fd(), self_->bell.get(), self_->pidfd.get()};
-  const auto result = SendPacket(socket.get(), hello, fds);
-  if (result == SocketResult::kOk) socket_ = std::move(socket);
-  return result;
+  if (SendPacket(socket.get(), hello, fds) == SocketResult::kAgain) return SocketResult::kAgain;
+  // Also when it is closed already: why lies in it to be read.
+  socket_ = std::move(socket);
+  return SocketResult::kOk;
 }
 
 Status OutLink::Welcome(ReceivedPacket* received) {

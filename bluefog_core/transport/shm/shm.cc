@@ -55,6 +55,7 @@ StatusOr<std::unique_ptr<Transport>> ShmTransport::Make(ShmOptions options,
   if (!self.pidfd) return ErrnoStatus("pidfd_open (needs Linux 5.3)", errno);
   t->epoll_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
   if (!t->epoll_) return ErrnoStatus("epoll_create1", errno);
+  t->spare_ = UniqueFd(dup(t->epoll_.get()));
   t->listen_name_ = "bluefog-" + std::to_string(geteuid()) + "-" + std::to_string(options.rank) +
                     "-" + RandomHex(16);
   auto listener = ListenAbstract(t->listen_name_, options.size + 64);
@@ -83,6 +84,7 @@ ShmTransport::~ShmTransport() {
     if (peer.in != nullptr && peer.in->socket() >= 0) leave(peer.in->socket());
   }
   for (Stranger& stranger : strangers_) leave(stranger.socket.get());
+  spare_.Reset();  // For those that wait at the door of a process without descriptors.
   UniqueFd waiting;
   while (Accept(listener_.get(), &waiting) == SocketResult::kOk) leave(waiting.get());
   shutdown(listener_.get(), SHUT_RDWR);
@@ -134,6 +136,13 @@ void ShmTransport::Fail(int rank, Status status) {
   failing_.push_back(rank);
 }
 
+void ShmTransport::FailLink(int rank, const Status& status) {
+  const char* const what = absl::IsUnavailable(status)         ? " refused the connection: "
+                           : absl::IsResourceExhausted(status) ? " cannot be heard: "
+                                                               : " broke the protocol: ";
+  Fail(rank, Status(status.code(), NameOf(rank) + what + std::string(status.message())));
+}
+
 SendResult ShmTransport::Connect(int rank) {
   Peer& p = peer(rank);
   const auto give_up = [&](const std::string& why,
@@ -146,7 +155,7 @@ SendResult ShmTransport::Connect(int rank) {
   if (p.address.empty()) return give_up("it has no address");
   if (p.out == nullptr) {
     auto link = OutLink::Create(&self_);
-    if (!link.ok()) return give_up(std::string(link.status().message()));
+    if (!link.ok()) return give_up(std::string(link.status().message()), link.status().code());
     p.out = std::make_unique<OutLink>(*std::move(link));
   }
   switch (p.out->Connect(p.address)) {
@@ -155,6 +164,8 @@ SendResult ShmTransport::Connect(int rank) {
     case SocketResult::kAgain:
       retry_connect_ = true;
       return SendResult::kBusy;
+    case SocketResult::kStarved:
+      return give_up(std::string(Starved().message()), Starved().code());
     default:
       return give_up("nobody listens at '" + p.address +
                          "'; it left or died, or is on another host or in another network "
@@ -249,16 +260,12 @@ bool ShmTransport::Progress() {
     if (p.failing) continue;
     if (p.out != nullptr) {
       const StatusOr<bool> out = p.out->Poll();
-      if (!out.ok())
-        Fail(rank, absl::InvalidArgumentError(NameOf(rank) + " broke the protocol: " +
-                                              std::string(out.status().message())));
+      if (!out.ok()) FailLink(rank, out.status());
       moved |= out.ok() && *out;
     }
     if (p.in != nullptr && !p.failing) {
       const StatusOr<bool> in = p.in->Poll();
-      if (!in.ok())
-        Fail(rank, absl::InvalidArgumentError(NameOf(rank) + " broke the protocol: " +
-                                              std::string(in.status().message())));
+      if (!in.ok()) FailLink(rank, in.status());
       moved |= in.ok() && *in;
     }
   }
@@ -279,6 +286,12 @@ void ShmTransport::FinishFailed(int rank) {
     if (p.in != nullptr) (void)p.in->Poll();
   }
   p.down = true;
+  if (absl::IsResourceExhausted(p.failure)) {
+    // Else it would take this for a death that nobody can explain.
+    const std::string why(p.failure.message());
+    if (p.out != nullptr && p.out->connected()) Refuse(p.out->socket(), why);
+    if (p.in != nullptr && p.in->socket() >= 0) Refuse(p.in->socket(), why);
+  }
   if (p.pidfd) Unwatch(p.pidfd.get());
   p.pidfd.Reset();
   if (p.in != nullptr && p.in->socket() >= 0) {

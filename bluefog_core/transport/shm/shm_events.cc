@@ -85,11 +85,12 @@ void ShmTransport::ReadOutSocket(int rank) {
     Status status;
     if (result == SocketResult::kMalformed) {
       status = absl::InvalidArgumentError("a malformed packet");
+    } else if (result == SocketResult::kStarved) {
+      status = Starved();
     } else if (received.packet.kind == PacketKind::kFarewell) {
       return Fail(rank, absl::CancelledError(NameOf(rank) + " left"));
     } else if (received.packet.kind == PacketKind::kRefused) {
-      return Fail(rank, absl::UnavailableError(NameOf(rank) +
-                                               " refused the connection: " + received.packet.text));
+      status = absl::UnavailableError(received.packet.text);
     } else if (received.packet.kind == PacketKind::kWelcome) {
       UniqueFd pidfd = std::move(received.fds[2]);
       status = p.out->Welcome(&received);
@@ -97,10 +98,7 @@ void ShmTransport::ReadOutSocket(int rank) {
     } else {
       status = absl::InvalidArgumentError("a packet of unknown kind");
     }
-    if (!status.ok()) {
-      return Fail(rank, absl::InvalidArgumentError(NameOf(rank) + " broke the protocol: " +
-                                                   std::string(status.message())));
-    }
+    if (!status.ok()) return FailLink(rank, status);
   }
 }
 
@@ -110,8 +108,7 @@ void ShmTransport::ReadInSocket(int rank) {
   Status problem;
   const SocketResult result = p.in->ReadSocket(&problem);
   if (!problem.ok()) {
-    Fail(rank, absl::InvalidArgumentError(
-                   NameOf(rank) + " broke the protocol: " + std::string(problem.message())));
+    FailLink(rank, problem);
   } else if (p.in->farewell()) {
     Fail(rank, absl::CancelledError(NameOf(rank) + " left"));
   } else if (result == SocketResult::kClosed) {
@@ -120,8 +117,20 @@ void ShmTransport::ReadInSocket(int rank) {
 }
 
 void ShmTransport::AcceptAll() {
-  UniqueFd socket;
-  while (Accept(listener_.get(), &socket) == SocketResult::kOk) {
+  while (true) {
+    UniqueFd socket;
+    SocketResult result = Accept(listener_.get(), &socket);
+    if (result == SocketResult::kStarved) {
+      // The spare one is just enough to say so: whoever waits at the door learns whose fault it is.
+      spare_.Reset();
+      if (Accept(listener_.get(), &socket) == SocketResult::kOk) {
+        Refuse(socket.get(), std::string(Starved().message()));
+      }
+      socket.Reset();
+      spare_ = UniqueFd(dup(epoll_.get()));
+      return;
+    }
+    if (result != SocketResult::kOk) return;
     // Whoever says nothing makes room for the next.
     if (strangers_.size() >= peers_.size() + 64) {
       Unwatch(strangers_.front().socket.get());
@@ -155,7 +164,8 @@ std::string ShmTransport::CheckHello(const ReceivedPacket& hello, uid_t uid) {
            std::to_string(packet.slots) + " slots";
   }
   const Peer& p = peer(packet.rank);
-  if (p.in != nullptr || p.failing) {
+  if (p.failing) return std::string(p.failure.message());
+  if (p.in != nullptr) {
     return "rank " + std::to_string(packet.rank) + " was connected before";
   }
   if (FailpointHit("shm.accept")) return "failpoint shm.accept";
@@ -179,6 +189,8 @@ void ShmTransport::Greet(uint32_t number) {
   std::string refusal;
   if (!PeerCredentials(socket.get(), &pid, &uid)) {
     refusal = "nothing is known of it";
+  } else if (result == SocketResult::kStarved) {
+    refusal = std::string(Starved().message());
   } else if (result == SocketResult::kMalformed) {
     refusal = "its hello is not one of this version";
   } else {
@@ -202,11 +214,15 @@ void ShmTransport::Greet(uint32_t number) {
     refusal = std::string(status.message());
   }
   BLUEFOG_LOG(kWarning) << "refused a connection of process " << pid << ": " << refusal;
+  Refuse(socket.get(), refusal);
+}
+
+void ShmTransport::Refuse(int socket, const std::string& why) {
   Packet packet;
   packet.kind = PacketKind::kRefused;
   packet.rank = self_.rank;
-  refusal.copy(packet.text, sizeof packet.text - 1);
-  SendPacket(socket.get(), packet);
+  why.copy(packet.text, sizeof packet.text - 1);
+  SendPacket(socket, packet);
 }
 
 }  // namespace bluefog::transport::shm

@@ -92,6 +92,9 @@ class ShmTransport final : public Transport {
   uint32_t NextEpoch() { return last_epoch_ += last_epoch_ == UINT32_MAX ? 2 : 1; }
   /// Gives up `rank` at the end of this or the next Progress.
   void Fail(int rank, Status status);
+  /// For what came through its memory or socket: it refuses, breaks the protocol, or could not be
+  /// heard for want of descriptors here.
+  void FailLink(int rank, const Status& status);
   void FinishFailed(int rank);
   SendResult Connect(int rank);
 
@@ -99,6 +102,7 @@ class ShmTransport final : public Transport {
   void HandleEvent(Source source, int index, uint32_t events);
   void AcceptAll();
   void Greet(uint32_t number);
+  void Refuse(int socket, const std::string& why);
   /// Why the hello is refused; empty if it is not.
   std::string CheckHello(const ReceivedPacket& hello, uid_t uid);
   void ReadOutSocket(int rank);
@@ -110,6 +114,7 @@ class ShmTransport final : public Transport {
   std::shared_ptr<Arena> arena_;
   std::string listen_name_;
   UniqueFd epoll_, listener_;
+  UniqueFd spare_;  ///< Given up to refuse a connection when no other descriptor is left.
   pid_t process_ = 0;
   std::vector<Peer> peers_;
   std::vector<int> active_;          ///< Ranks with a link.

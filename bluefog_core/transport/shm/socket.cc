@@ -44,7 +44,7 @@ StatusOr<UniqueFd> ListenAbstract(const std::string& name, int backlog) {
 
 SocketResult ConnectAbstract(const std::string& name, UniqueFd* out) {
   UniqueFd fd(socket(AF_UNIX, kSocketType, 0));
-  if (!fd) return SocketResult::kAgain;  // Descriptors are short; the next attempt may find one.
+  if (!fd) return SocketResult::kStarved;
   sockaddr_un address;
   const socklen_t length = AbstractAddress(name, &address);
   if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
@@ -56,10 +56,14 @@ SocketResult ConnectAbstract(const std::string& name, UniqueFd* out) {
 
 SocketResult Accept(int listener, UniqueFd* out) {
   const int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-  if (fd < 0) return SocketResult::kAgain;
+  if (fd < 0) {
+    return errno == EMFILE || errno == ENFILE ? SocketResult::kStarved : SocketResult::kAgain;
+  }
   *out = UniqueFd(fd);
   return SocketResult::kOk;
 }
+
+Status Starved() { return ErrnoStatus("a connection", EMFILE); }
 
 SocketResult SendPacket(int socket, const Packet& packet, std::span<const int> fds) {
   iovec vector{const_cast<Packet*>(&packet), sizeof packet};
@@ -118,6 +122,9 @@ SocketResult ReceivePacket(int socket, ReceivedPacket* received) {
   }
   if (got == 0 && received->fd_count == 0) return SocketResult::kClosed;
   Packet& packet = received->packet;
+  if ((message.msg_flags & MSG_CTRUNC) != 0 && !UniqueFd(dup(socket))) {
+    return SocketResult::kStarved;
+  }
   if (got != sizeof packet || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 ||
       packet.magic != kMagic || packet.abi != kAbi) {
     for (UniqueFd& fd : received->fds) fd.Reset();

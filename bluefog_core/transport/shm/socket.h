@@ -21,6 +21,7 @@ enum class SocketResult {
   kAgain,      ///< Nothing there, or no room.
   kClosed,     ///< The other end is gone.
   kMalformed,  ///< Not a packet of this protocol and version.
+  kStarved,    ///< This process has no descriptor left; nothing can be said of the other end.
 };
 
 /// All descriptors are CLOEXEC, all calls non-blocking.
@@ -28,6 +29,8 @@ StatusOr<UniqueFd> ListenAbstract(const std::string& name, int backlog);
 /// kAgain: the listener's queue is full. kClosed: nobody listens there.
 SocketResult ConnectAbstract(const std::string& name, UniqueFd* socket);
 SocketResult Accept(int listener, UniqueFd* socket);
+/// What a caller that met kStarved says.
+Status Starved();
 
 SocketResult SendPacket(int socket, const Packet& packet, std::span<const int> fds = {});
 struct ReceivedPacket {
