@@ -77,17 +77,37 @@ std::string Requirements(const Traits& traits) {
   return Join(words, "") + " graph";
 }
 
-std::vector<Traits> AllTraits() {
-  std::vector<Traits> all;
+std::vector<std::unique_ptr<Optimizer>> AllOptimizers() {
+  std::vector<std::unique_ptr<Optimizer>> all;
   for (const std::string& name : OptimizerNames()) {
     StatusOr<std::unique_ptr<Optimizer>> plugin = MakeOptimizer(name);
-    if (plugin.ok()) all.push_back((*plugin)->traits());
+    if (plugin.ok()) all.push_back(*std::move(plugin));
   }
   return all;
 }
 
-double PinnedBytes(const Traits& traits, const Config& config, int64_t model_bytes) {
-  return static_cast<double>(kSlotsPerBucket * traits.payloads) * static_cast<double>(model_bytes) +
+/// Are averages kept whole? Those of neighbours are consumed tile by tile; of an all-reduce each
+/// rank computes a part only, and what is measured or consumed later must lie somewhere.
+bool KeepsAverages(const Optimizer& optimizer) {
+  constexpr int kSteps = 64;  // Longer than the period of any method.
+  const Traits& traits = optimizer.traits();
+  if (traits.measure_scope == MeasureScope::kParameter ||
+      traits.consume == ConsumeTrigger::kNextGradient) {
+    return true;
+  }
+  Hyper hyper;
+  for (size_t i = 0; i < traits.hypers.size(); ++i) hyper.own[i] = traits.hypers[i].initial;
+  for (int step = 0; step < kSteps; ++step) {
+    for (const Exchange& exchange : optimizer.Plan(step, hyper)) {
+      if (exchange.collective != Collective::kNeighborAllreduce) return true;
+    }
+  }
+  return false;
+}
+
+double PinnedBytes(const Optimizer& optimizer, const Config& config, int64_t model_bytes) {
+  const int buffers = optimizer.traits().payloads * (KeepsAverages(optimizer) ? 2 : 1);
+  return static_cast<double>(kSlotsPerBucket * buffers) * static_cast<double>(model_bytes) +
          static_cast<double>(config.slot_bytes);
 }
 
@@ -122,7 +142,8 @@ void Print(const Config& config, int64_t model_bytes) {
   }
 
   std::cout << "\nOptimizers\n";
-  for (const Traits& traits : AllTraits()) {
+  for (const auto& optimizer : AllOptimizers()) {
+    const Traits& traits = optimizer->traits();
     line(traits.name, traits.summary);
     line("", fmt::format("source: {}", traits.source));
     line("", fmt::format("payloads: {}, sent {}, consumed {} · state: {} · needs: {}",
@@ -137,13 +158,14 @@ void Print(const Config& config, int64_t model_bytes) {
   std::cout << fmt::format(
       "\nMemory pinned per rank = D·P·S + slots, with S the bytes of the model, P the payloads of "
       "the\n"
-      "optimizer, D = {} (two steps in flight) and slots = {} (BLUEFOG_SLOT_BYTES). It does not "
-      "grow\n"
-      "with the number of neighbours. For a model of {} (--model-bytes):\n",
+      "optimizer (twice as many where averages are kept whole: all-reduce), D = {} (two steps in\n"
+      "flight) and slots = {} (BLUEFOG_SLOT_BYTES). It does not grow with the number of "
+      "neighbours.\n"
+      "For a model of {} (--model-bytes):\n",
       kSlotsPerBucket, FormatBytes(static_cast<double>(config.slot_bytes)),
       FormatBytes(static_cast<double>(model_bytes)));
-  for (const Traits& traits : AllTraits()) {
-    line(traits.name, FormatBytes(PinnedBytes(traits, config, model_bytes)));
+  for (const auto& optimizer : AllOptimizers()) {
+    line(optimizer->traits().name, FormatBytes(PinnedBytes(*optimizer, config, model_bytes)));
   }
 }
 
@@ -155,7 +177,8 @@ Json AsJson(const Config& config, const std::vector<SettingInfo>& settings, int6
                           {"path", component.path},
                           {"problem", component.problem}});
   }
-  for (const Traits& traits : AllTraits()) {
+  for (const auto& optimizer : AllOptimizers()) {
+    const Traits& traits = optimizer->traits();
     optimizers.push_back({{"name", traits.name},
                           {"summary", traits.summary},
                           {"source", traits.source},
@@ -167,7 +190,7 @@ Json AsJson(const Config& config, const std::vector<SettingInfo>& settings, int6
                           {"needs_symmetric", traits.needs_symmetric},
                           {"needs_static", traits.needs_static},
                           {"needs_reason", traits.needs_reason},
-                          {"pinned_bytes", PinnedBytes(traits, config, model_bytes)}});
+                          {"pinned_bytes", PinnedBytes(*optimizer, config, model_bytes)}});
   }
   for (const SettingInfo& setting : settings) {
     table.push_back({{"variable", setting.variable},

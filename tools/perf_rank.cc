@@ -159,6 +159,8 @@ class Rank {
                        out.data(), count);
     };
 
+    const auto poison = [&] { std::memset(out.data(), 0xff, static_cast<size_t>(out_bytes)); };
+
     const int iterations = options_.IterationsFor(bytes);
     int64_t cpu = 0, busy = 0, begin = 0;
     for (int round = -1; round < options_.rounds; ++round) {  // Round -1 warms up.
@@ -169,14 +171,18 @@ class Rank {
         begin = NowNs();
       }
       for (int series = 0; series < PerfArea::kSeries; ++series) {
-        if (out_bytes > 0) std::memset(out.data(), 0xff, static_cast<size_t>(out_bytes));
+        if (out_bytes > 0) poison();
         const std::span<int64_t> times = area_.times(rank_, series);
-        for (int i = -1; i < (round < 0 ? std::min(iterations, 3) : iterations); ++i) {
+        // One more than is timed, on poisoned outputs like the first: it is the last that is
+        // checked.
+        const int last = round < 0 ? std::min(iterations, 3) : iterations;
+        for (int i = -1; i <= last; ++i) {
+          if (i == last && out_bytes > 0) poison();
           area_.Barrier();
           const int64_t start = NowNs();
           if (Status s = series == 0 ? ours() : bare(); !s.ok()) return s;
           // The first of a round meets caches full of the other series.
-          if (i >= 0 && round >= 0) times[round * iterations + i] = NowNs() - start;
+          if (i >= 0 && i < last && round >= 0) times[round * iterations + i] = NowNs() - start;
         }
         if (Status s = Check(series, out.data(), count); !s.ok()) return s;
       }

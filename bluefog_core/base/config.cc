@@ -284,6 +284,12 @@ StatusOr<Config> ReadConfig(const VariableLookup& lookup) {
         ", and that at most BLUEFOG_DEAD_MS=" + std::to_string(config.dead_ms) +
         ": otherwise living ranks are declared dead");
   }
+  if (config.dead_ms < 2 * config.heartbeat_ms) {
+    return absl::InvalidArgumentError(
+        "BLUEFOG_DEAD_MS=" + std::to_string(config.dead_ms) +
+        " must be at least twice BLUEFOG_HEARTBEAT_MS=" + std::to_string(config.heartbeat_ms) +
+        ": otherwise one late heartbeat is a death");
+  }
   return config;
 }
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <utility>
 
 #include "base/clock.h"
@@ -12,22 +11,15 @@
 namespace bluefog::control {
 namespace {
 
-constexpr int64_t kMs = 1'000'000;
 constexpr int kMaxMessageBytes = 64 << 20;  // The address book of a very large job.
 constexpr int64_t kConnectMs = 500;
 constexpr int64_t kBackoffMs = 10, kMaxBackoffMs = 200;
 constexpr int64_t kInterruptMs = 100;
 constexpr int64_t kServerGraceNs =
-    1'000 * kMs;  // The server knows better why a join ran out of time.
+    1'000 * kMillisecond;  // The server knows better why a join ran out of time.
 
 std::chrono::steady_clock::time_point At(int64_t ns) {
   return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(ns));
-}
-
-std::string Seconds(int64_t ns) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.1f s", static_cast<double>(ns) * 1e-9);
-  return text;
 }
 
 }  // namespace
@@ -40,16 +32,17 @@ Client::~Client() { Disconnect(/*orderly=*/false); }
 Status Client::Join() {
   StatusOr<Endpoint> endpoint = ResolveEndpoint(options_.coordinator);
   if (!endpoint.ok()) return endpoint.status();
-  const int64_t deadline = NowNs() + options_.join.timeout_ms() * kMs;
+  const int64_t deadline = NowNs() + options_.join.timeout_ms() * kMillisecond;
   int64_t backoff_ms = kBackoffMs;
   while (true) {
-    const int64_t left_ms = std::clamp<int64_t>((deadline - NowNs()) / kMs, 1, kConnectMs);
+    const int64_t left_ms = std::clamp<int64_t>((deadline - NowNs()) / kMillisecond, 1, kConnectMs);
     bool again = true;
     StatusOr<int> fd = ConnectTo(*endpoint, static_cast<int>(left_ms));
     Status status = fd.ok() ? JoinOver(*fd, deadline, &again) : fd.status();
     if (status.ok() || !again || absl::IsResourceExhausted(status)) return status;
     bool interrupted = false;
-    WaitForChange(Phase::kIdle, std::min(deadline, NowNs() + backoff_ms * kMs), &interrupted);
+    WaitForChange(Phase::kIdle, std::min(deadline, NowNs() + backoff_ms * kMillisecond),
+                  &interrupted);
     if (interrupted)
       return absl::CancelledError("interrupted while nobody served the control plane yet");
     if (NowNs() >= deadline) {
@@ -68,7 +61,7 @@ bool Client::WaitForChange(Phase phase, int64_t until_ns, bool* interrupted) {
     if (phase_ != phase) return true;
     const int64_t now = NowNs();
     if (now >= until_ns) return false;
-    changed_.WaitUntil(mu_, At(std::min(until_ns, now + kInterruptMs * kMs)));
+    changed_.WaitUntil(mu_, At(std::min(until_ns, now + kInterruptMs * kMillisecond)));
   }
   return false;
 }
@@ -91,7 +84,8 @@ Status Client::JoinOver(int fd, int64_t deadline_ns, bool* again) {
   }
   v1::FromRank message;
   *message.mutable_join() = options_.join;
-  message.mutable_join()->set_timeout_ms(std::max<int64_t>(0, (deadline_ns - NowNs()) / kMs));
+  message.mutable_join()->set_timeout_ms(
+      std::max<int64_t>(0, (deadline_ns - NowNs()) / kMillisecond));
   Write(message);
   reader_ = std::thread(&Client::Read, this);
 
@@ -194,7 +188,7 @@ void Client::Ended(const grpc::Status& status) {
     if (expected) return;
   }
   if (silent) {
-    Tell(0, "rank 0 was silent for " + Seconds(options_.dead_ms * kMs) +
+    Tell(0, "rank 0 was silent for " + Seconds(options_.dead_ms * kMillisecond) +
                 " and counts as dead (BLUEFOG_DEAD_MS)");
   } else if (status.error_code() == grpc::StatusCode::ABORTED) {
     Tell(options_.join.rank(), status.error_message());
@@ -218,7 +212,7 @@ void Client::Beat() {
       MutexLock lock(mu_);
       // On the beat of the clock, which is one for all ranks of a host: the server wakes up once
       // for all of them.
-      const int64_t interval = options_.heartbeat_ms * kMs;
+      const int64_t interval = options_.heartbeat_ms * kMillisecond;
       const int64_t due = (NowNs() / interval + 1) * interval;
       while (phase_ != Phase::kEnded && !leaving_ && !server_closing_ && NowNs() < due) {
         changed_.WaitUntil(mu_, At(due));
@@ -228,14 +222,14 @@ void Client::Beat() {
       // While this process itself was stopped or starved it could hear nobody.
       if (now - due > interval) seen_ns_ = std::min(now, seen_ns_ + now - due);
       silent = now - seen_ns_;
-      silent_ = silent >= options_.dead_ms * kMs;
+      silent_ = silent >= options_.dead_ms * kMillisecond;
     }
-    if (silent >= options_.dead_ms * kMs) return context_->TryCancel();
-    if (silent >= options_.suspect_ms * kMs && !suspect) {
+    if (silent >= options_.dead_ms * kMillisecond) return context_->TryCancel();
+    if (silent >= options_.suspect_ms * kMillisecond && !suspect) {
       options_.notice("rank 0 has been silent for " + Seconds(silent) +
-                      "; it counts as dead after " + Seconds(options_.dead_ms * kMs));
+                      "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));
     }
-    suspect = silent >= options_.suspect_ms * kMs;
+    suspect = silent >= options_.suspect_ms * kMillisecond;
     v1::FromRank message;
     message.mutable_heartbeat()->set_progress(options_.progress());
     Write(message);
@@ -264,7 +258,7 @@ void Client::Disconnect(bool orderly) {
     // The answer is the end of the stream: then the server knows that this was no failure. Who does
     // not answer by then is dead by the job's own rule.
     MutexLock lock(mu_);
-    const int64_t until = NowNs() + options_.dead_ms * kMs;
+    const int64_t until = NowNs() + options_.dead_ms * kMillisecond;
     while (phase_ != Phase::kEnded && changed_.WaitUntil(mu_, At(until))) {
     }
   }

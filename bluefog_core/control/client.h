@@ -43,7 +43,7 @@ class Client {
   /// Of rank i at [i]. After Join.
   const std::vector<std::string>& addresses() const { return addresses_; }
   void ReportFailure(int rank, const std::string& text);
-  /// No callback runs afterwards. At most about half a second.
+  /// No callback runs afterwards. At most dead_ms, if the server does not answer.
   void Leave();
 
   int64_t messages() const { return messages_.load(std::memory_order_relaxed); }

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstdio>
 #include <deque>
 #include <utility>
 
@@ -19,16 +18,10 @@ namespace {
 
 constexpr int kMaxMessageBytes = 128 << 10;
 constexpr size_t kMaxTextBytes = 4 << 10;
-constexpr int64_t kMs = 1'000'000;
-constexpr int64_t kMaxSilentOpenNs = 10'000 * kMs;  // A stream must say who it is within this time.
+constexpr int64_t kMaxSilentOpenNs =
+    10'000 * kMillisecond;  // A stream must say who it is within this time.
 
 std::string Rank(int rank) { return "rank " + std::to_string(rank); }
-
-std::string Seconds(int64_t ns) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.1f s", static_cast<double>(ns) * 1e-9);
-  return text;
-}
 
 }  // namespace
 
@@ -184,7 +177,7 @@ void Server::OnMessage(Stream& stream, v1::FromRank& message) {
   member.suspect = false;
   if (message.has_heartbeat()) {
     // Not each is answered: it is enough that no rank comes to suspect the server.
-    if (member.seen_ns - member.answered_ns < options_.suspect_ms * kMs / 2) return;
+    if (member.seen_ns - member.answered_ns < options_.suspect_ms * kMillisecond / 2) return;
     member.answered_ns = member.seen_ns;
     v1::ToRank pulse;
     pulse.mutable_pulse();
@@ -280,7 +273,8 @@ void Server::OnJoin(Stream& stream, v1::Join& join) {
   member.state = State::kJoined;
   member.stream = &stream;
   member.seen_ns = NowNs();
-  member.give_up_ns = member.seen_ns + std::clamp<int64_t>(join.timeout_ms(), 0, INT32_MAX) * kMs;
+  member.give_up_ns =
+      member.seen_ns + std::clamp<int64_t>(join.timeout_ms(), 0, INT32_MAX) * kMillisecond;
   member.join = std::move(join);
   v1::ToRank accepted;
   accepted.mutable_accepted();
@@ -343,7 +337,7 @@ void Server::Watch() {
       const int64_t now = NowNs();
       // While this process itself was stopped or starved nobody could be heard: that time counts
       // for nobody's silence.
-      const int64_t late = now - checked_ns_ - 2 * tick_ms * kMs;
+      const int64_t late = now - checked_ns_ - 2 * tick_ms * kMillisecond;
       for (Member& member : members_) {
         if (late > 0) member.seen_ns = std::min(now, member.seen_ns + late);
       }
@@ -369,13 +363,13 @@ std::vector<std::string> Server::CheckTime(int64_t now_ns) {
     if (member.state != State::kJoined) continue;
     // The rank of this process sends no heartbeats.
     const int64_t silent = r == options_.rank ? 0 : now_ns - member.seen_ns;
-    if (silent >= options_.dead_ms * kMs) {
+    if (silent >= options_.dead_ms * kMillisecond) {
       Fail(r, Rank(r) + " was silent for " + Seconds(silent) +
                   " and counts as dead (BLUEFOG_DEAD_MS)");
-    } else if (silent >= options_.suspect_ms * kMs && !member.suspect) {
+    } else if (silent >= options_.suspect_ms * kMillisecond && !member.suspect) {
       member.suspect = true;
       notices.push_back(Rank(r) + " has been silent for " + Seconds(silent) +
-                        "; it counts as dead after " + Seconds(options_.dead_ms * kMs));
+                        "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));
     }
     if (!complete_ && !verdict_ && now_ns >= member.give_up_ns) {
       std::string missing;

@@ -36,8 +36,8 @@ class Server final : private v1::Control::CallbackService {
   static StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
   /// Without Close before it the ranks see rank 0 as failed.
   ~Server() override;
-  /// Tells all ranks that the control plane ends in good order, and ends. At most about half a
-  /// second.
+  /// Tells all ranks that the control plane ends in good order, and ends. At most dead_ms, for
+  /// ranks that do not answer.
   void Close();
   /// Messages sent so far, without answers to heartbeats.
   int64_t messages() const { return messages_.load(std::memory_order_relaxed); }
@@ -74,7 +74,6 @@ class Server final : private v1::Control::CallbackService {
   void Broadcast(const v1::ToRank& message, int except) REQUIRES(mu_);
 
   void Watch();
-  void Accept();
   std::vector<std::string> CheckTime(int64_t now_ns) REQUIRES(mu_);
   void Stop(bool orderly);
 

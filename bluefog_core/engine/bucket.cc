@@ -23,6 +23,7 @@ void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan,
   previous_first_ = previous_first;
   consume_open_ = consume_open;
   plan_hash_ = plan_hash;
+  hyper_ = shared_->hypers[static_cast<size_t>(bucket_->group)];
   op_ = nullptr;
   produced_ = consumed_ = reduced_ = false;
   const auto measures = static_cast<size_t>(shared_->plugin->traits().measures);
@@ -56,14 +57,13 @@ void BucketStep::Start(Executor* executor) {
       op->out[p] = bucket_->mixed[slot()].get() + p * bucket_->count * es;
     }
   }
-  const Hyper& hyper = shared_->hypers[static_cast<size_t>(bucket_->group)];
   op->plan_hash = plan_hash_;
-  op->value = hyper.lr;
+  op->value = hyper_.lr;
   op->step = ctx_.step;
   op->description_hash = StableHash()
                              .Add(bucket_->count)
                              .Add(bucket_->dtype)
-                             .Add(HashOfRest(shared_->plugin->traits(), hyper))
+                             .Add(HashOfRest(shared_->plugin->traits(), hyper_))
                              .value();
   op->dedicated = true;
   op->hooks = this;
@@ -227,8 +227,7 @@ std::string BucketStep::Describe() const {
   const Traits& traits = shared_->plugin->traits();
   return traits.name + " " + bluefog::NameOf(bucket_->dtype) + "[" +
          std::to_string(bucket_->count) + "], " +
-         bluefog::ToString(traits, shared_->hypers[static_cast<size_t>(bucket_->group)],
-                           /*learning_rate=*/false);
+         bluefog::ToString(traits, hyper_, /*learning_rate=*/false);
 }
 
 }  // namespace bluefog

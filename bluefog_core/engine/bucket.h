@@ -105,6 +105,7 @@ class BucketStep final : public PluginHooks {
   std::shared_ptr<const Plan> plan_;
   bool delayed_ = false, previous_first_ = false, consume_open_ = true;
   uint64_t plan_hash_ = 1;
+  Hyper hyper_;  ///< What its messages stand for; the caller may be at the next step's.
   Operation* op_ = nullptr;
   Executor* executor_ = nullptr;
   bool produced_ = false, consumed_ = false, reduced_ = false;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -30,7 +31,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
 
   const Traits& traits() const override { return shared_.plugin->traits(); }
   int64_t step() const override { return step_; }
-  bool in_step() const override { return in_step_; }
+  bool in_step() const override { return in_step_ || leaving_; }
   int64_t bytes_pinned() const override { return bytes_pinned_; }
   Status SetStep(int64_t step) override;
   Status SetTopology(std::shared_ptr<const TopologySequence> topology, int64_t from_step) override;
@@ -46,6 +47,9 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   /// Head of an error: "rank 1: dsgd, step 3", and ", parameter 'w'".
   std::string Where() const;
   std::string Where(int param) const;
+  Status Located(const Status& status) const {
+    return Status(status.code(), Where() + ": " + std::string(status.message()));
+  }
   void AwaitQuiet();
   /// Runs `task` under the progress lock and returns when it, and what ran before it, has returned.
   void UnderTheLock(std::function<void(Executor&)> task);
@@ -54,12 +58,14 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   Status CheckUnchanged(std::span<const Hyper> hypers) const;
   Status CheckHypers(std::span<const Hyper> hypers) const;
   Status Open(std::span<const Hyper> hypers);
+  Status CheckSize(const TopologySequence& topology) const;
   /// Finds and checks the topology of `step`, for all of its buckets.
   Status UseTopologyOf(int64_t step);
   StatusOr<const Exchange*> ExchangeOf(const StepPlan& exchanges) const;
   Status AllocateMixed(Bucket& bucket);
   BucketStep* FreeStepOf(Bucket& bucket);
   Status SubmitBucket(Bucket& bucket, int64_t step, bool consume_open);
+  Status SubmitEarly();
   /// The step cannot go on here: nobody is to wait for it, nor for a later one.
   void GiveUp(const Status& status);
   void MeasureModel();
@@ -74,6 +80,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   int64_t step_ = 0;
   bool in_step_ = false, begun_ = false;
   bool has_early_ = false;    ///< The early payloads of step_ are under way.
+  bool leaving_ = false;      ///< And x is still the engine's, until they are written.
   bool has_delayed_ = false;  ///< The averages of the step before wait to be consumed.
   int64_t bytes_pinned_ = 0;
   std::map<int64_t, std::shared_ptr<const TopologySequence>> topologies_;  ///< From step on.
@@ -224,7 +231,7 @@ Status DistributedOptimizerImpl::AllocateSlots() {
     const int64_t bytes = traits().payloads * bucket->count * SizeOf(bucket->dtype);
     for (int d = 0; d < Bucket::kDepth; ++d) {
       auto slot = shared_.engine->arena()->Allocate(bytes);
-      if (!slot.ok()) return slot.status();
+      if (!slot.ok()) return Located(slot.status());
       bucket->payload[d] = *std::move(slot);
       bytes_pinned_ += bytes;
     }
@@ -250,14 +257,17 @@ Status DistributedOptimizerImpl::AllocateSlots() {
 
 Status DistributedOptimizerImpl::SetStep(int64_t step) {
   if (in_step_) {
-    return absl::FailedPreconditionError(traits().name +
-                                         ": the step counter cannot be set while "
-                                         "a step is under way");
+    return absl::FailedPreconditionError(Where() + ": the step counter cannot be set to " +
+                                         std::to_string(step) + " while a step is under way");
   }
-  if (step < 0) return absl::InvalidArgumentError("step must not be negative");
+  if (step < 0) {
+    return absl::InvalidArgumentError(Where() + ": the step counter cannot be set to " +
+                                      std::to_string(step) + ", it counts from 0");
+  }
   if (has_early_ && step != step_) {
-    return absl::FailedPreconditionError(traits().name + ": the payloads of step " +
-                                         std::to_string(step_) + " have already left");
+    return absl::FailedPreconditionError(Where() + ": the step counter cannot be set to " +
+                                         std::to_string(step) +
+                                         ", the payloads of this step have already left");
   }
   step_ = step;
   return absl::OkStatus();
@@ -265,13 +275,12 @@ Status DistributedOptimizerImpl::SetStep(int64_t step) {
 
 Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySequence> topology,
                                              int64_t from_step) {
-  if (topology == nullptr || topology->size() != shared_.engine->place().size) {
-    return absl::InvalidArgumentError(traits().name + ": topology of another size");
-  }
+  if (topology == nullptr) return absl::InvalidArgumentError(Where() + ": no topology");
+  if (Status s = CheckSize(*topology); !s.ok()) return s;
   const int64_t next = step_ + (in_step_ || has_early_ ? 1 : 0);
   if (from_step < next) {
     return absl::InvalidArgumentError(
-        traits().name + ": a topology for step " + std::to_string(from_step) +
+        Where() + ": a topology for step " + std::to_string(from_step) +
         " comes too late, the next step to plan is " + std::to_string(next));
   }
   if (!options_.allow_unstable) {
@@ -281,17 +290,20 @@ Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySeque
   return absl::OkStatus();
 }
 
+Status DistributedOptimizerImpl::CheckSize(const TopologySequence& topology) const {
+  const int size = shared_.engine->place().size;
+  if (topology.size() == size) return absl::OkStatus();
+  return absl::InvalidArgumentError(Where() + ": the topology '" + topology.name() + "' has " +
+                                    std::to_string(topology.size()) + " ranks, the job has " +
+                                    std::to_string(size));
+}
+
 Status DistributedOptimizerImpl::UseTopologyOf(int64_t step) {
   const auto it = topologies_.upper_bound(step);
   std::shared_ptr<const TopologySequence> topology =
       it == topologies_.begin() ? shared_.engine->topology() : std::prev(it)->second;
   if (topology == topology_) return absl::OkStatus();
-  if (topology->size() != shared_.engine->place().size) {
-    return absl::InvalidArgumentError(traits().name + ": the topology '" + topology->name() +
-                                      "' has " + std::to_string(topology->size()) +
-                                      " ranks, the job has " +
-                                      std::to_string(shared_.engine->place().size));
-  }
+  if (Status s = CheckSize(*topology); !s.ok()) return s;
   if (Status s = CheckTopology(traits(), *topology); !s.ok()) {
     if (!options_.allow_unstable) return s;
     BLUEFOG_LOG(kWarning) << s.message() << " (allowed by allow_unstable)";
@@ -333,6 +345,10 @@ Status DistributedOptimizerImpl::CheckHypers(std::span<const Hyper> hypers) cons
 Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
   if (in_step_) return CheckUnchanged(hypers);
   if (Status s = Failure(); !s.ok()) return s;
+  if (leaving_) {
+    return absl::FailedPreconditionError(
+        Where() + ": the end of the step before was not waited for; see WaitStep");
+  }
   if (Status s = CheckHypers(hypers); !s.ok()) return s;
   if (!has_early_) {
     if (Status s = UseTopologyOf(step_); !s.ok()) return s;
@@ -369,7 +385,8 @@ Status DistributedOptimizerImpl::Failure() {
 
 void DistributedOptimizerImpl::GiveUp(const Status& status) {
   shared_.Fail(status);
-  const Neighborhood& around = topology_->at(step_).neighborhood(shared_.engine->place().rank);
+  const Topology graph = topology_->at(step_);
+  const Neighborhood& around = graph.neighborhood(shared_.engine->place().rank);
   std::set<int> peers;
   for (const auto* edges : {&around.in, &around.out}) {
     for (const Edge& e : *edges) peers.insert(e.rank);
@@ -413,7 +430,7 @@ Status DistributedOptimizerImpl::AllocateMixed(Bucket& bucket) {
   for (auto& mixed : bucket.mixed) {
     if (mixed != nullptr) continue;
     auto memory = shared_.engine->arena()->Allocate(bytes);
-    if (!memory.ok()) return memory.status();
+    if (!memory.ok()) return Located(memory.status());
     mixed = *std::move(memory);
     bytes_pinned_ += bytes;
   }
@@ -442,6 +459,7 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   plugin.measure = traits().measure_scope == MeasureScope::kParameter;
   plugin.consume = !delayed();
   plugin.fuse = !plugin.measure && plugin.consume;
+  std::optional<Topology> graph;
   Planner::Request request;
   request.op = Op::kOptimizer;
   request.count = bucket.count;
@@ -453,7 +471,8 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   if (*exchange != nullptr) {
     request.collective = (*exchange)->collective;
     hash.Add((*exchange)->collective).Add((*exchange)->round);
-    request.neighborhood = &topology_->at((*exchange)->round).neighborhood(place.rank);
+    graph = topology_->at((*exchange)->round);
+    request.neighborhood = &graph->neighborhood(place.rank);
   }
   StatusOr<std::shared_ptr<const Plan>> plan = shared_.engine->planner().Get(request);
   if (!plan.ok()) return plan.status();
@@ -601,20 +620,36 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
 }
 
 Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
-  if (!in_step_ || !begun_) {
-    return absl::FailedPreconditionError(traits().name + ": no step was begun");
+  const auto wait = [&](Completion& completion) -> Status {
+    if (shared_.engine->Wait(completion, timeout, title_, {"step", step_})) return absl::OkStatus();
+    return absl::DeadlineExceededError(Where() + " is still under way");
+  };
+  if (!leaving_) {
+    if (!in_step_ || !begun_) {
+      return absl::FailedPreconditionError(Where() + ": no step was begun");
+    }
+    if (Status s = wait(delayed() ? shared_.produced : shared_.consumed); !s.ok()) return s;
+    in_step_ = begun_ = false;
+    has_early_ = false;
+    has_delayed_ = delayed();
+    ++step_;
+    if (Status s = Failure(); !s.ok()) return s;
+    if (!early()) return absl::OkStatus();
+    if (Status s = SubmitEarly(); !s.ok()) {
+      GiveUp(s);
+      return absl::OkStatus();
+    }
+    has_early_ = leaving_ = true;
   }
-  Completion& completion = delayed() ? shared_.produced : shared_.consumed;
-  if (!shared_.engine->Wait(completion, timeout, title_, {"step", step_})) {
-    return absl::DeadlineExceededError(traits().name + ": the step is still under way");
-  }
-  in_step_ = begun_ = false;
-  has_early_ = false;
-  has_delayed_ = delayed();
-  ++step_;
-  if (Status s = Failure(); !s.ok()) return s;
-  if (!early()) return absl::OkStatus();
-  // The payloads of the next step are known: let them leave, and let go of x once they are written.
+  if (Status s = wait(shared_.produced); !s.ok()) return s;
+  leaving_ = false;
+  // A failure now is the next step's, which may never come: a rank that has ended fails its
+  // neighbours'.
+  return absl::OkStatus();
+}
+
+// The payloads of the next step are known: let them leave.
+Status DistributedOptimizerImpl::SubmitEarly() {
   const int n = static_cast<int>(buckets_.size());
   shared_.to_produce.store(n);
   shared_.to_consume.store(n);
@@ -624,20 +659,10 @@ Status DistributedOptimizerImpl::WaitStep(std::chrono::nanoseconds timeout) {
     shared_.produced.Set();
     shared_.consumed.Set();
   }
-  if (Status s = UseTopologyOf(step_); !s.ok()) {
-    GiveUp(s);
-    return absl::OkStatus();
-  }
+  if (Status s = UseTopologyOf(step_); !s.ok()) return s;
   for (auto& bucket : buckets_) {
-    if (Status s = SubmitBucket(*bucket, step_, false); !s.ok()) {
-      GiveUp(s);
-      return absl::OkStatus();
-    }
+    if (Status s = SubmitBucket(*bucket, step_, false); !s.ok()) return s;
   }
-  has_early_ = true;
-  shared_.engine->Wait(shared_.produced, std::chrono::nanoseconds::max(), title_);
-  // A failure now is the next step's, which may never come: a rank that has ended fails its
-  // neighbours'.
   return absl::OkStatus();
 }
 

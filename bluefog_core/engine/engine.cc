@@ -27,11 +27,9 @@ constexpr int64_t kSeriesNs = 50 * kMicrosecond;
 constexpr int kManyYields = 16;
 /// How soon a sleeping caller sees that the engine goes down.
 constexpr auto kSleepSlice = std::chrono::seconds(1);
-/// How long the end of this rank waits for neighbours to take what was sent to them.
-constexpr auto kLinger = std::chrono::seconds(60);
-/// And before that, at most, for what only has to leave.
+/// How long the end of this rank waits for what only has to leave.
 constexpr int64_t kDepartNs = 100 * kMillisecond;
-/// Between two looks at whether it was interrupted in that.
+/// After it, between two looks at whether it was interrupted.
 constexpr auto kLingerSlice = std::chrono::milliseconds(50);
 
 std::chrono::steady_clock::time_point After(std::chrono::nanoseconds timeout) {
@@ -188,10 +186,22 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
     Run([text](Executor& executor) {
       executor.FailUnfinished([](const Operation&) { return true; }, absl::AbortedError(text));
     });
-    // Set under the lock where the last operation ended: see ProgressLocked.
-    const auto deadline = std::chrono::steady_clock::now() + kLinger;
-    while (!Wait(idle_, kLingerSlice, "shutdown") && std::chrono::steady_clock::now() < deadline) {
+    // Set under the lock where the last operation ended: see ProgressLocked. Neighbours may be as
+    // late here as in any operation.
+    const int64_t begin = NowNs();
+    int64_t report = begin + config_.stall_report_ms * kMillisecond;
+    while (!Wait(idle_, kLingerSlice, "shutdown")) {
+      const int64_t now = NowNs();
+      if (now - begin >= config_.op_timeout_ms * kMillisecond) break;
       if (interrupted && interrupted()) break;
+      if (now < report) continue;
+      report = now + config_.stall_report_ms * kMillisecond;
+      Run([rank = place_.rank](const Executor& executor) {
+        const std::string what = executor.Outstanding();
+        if (what.empty()) return;
+        BLUEFOG_LOG(kWarning) << "shutdown: rank " << rank << " stays until its neighbours are "
+                              << "through: " << what;
+      });
     }
     std::unique_ptr<control::Membership> membership;
     {
@@ -208,9 +218,11 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
   }
   {
     MutexLock lock(progress_mu_);
-    executor_.FailAll(absl::FailedPreconditionError("the communicator was shut down"));
+    const Status end = absl::FailedPreconditionError("rank " + std::to_string(place_.rank) +
+                                                     ": the communicator was shut down");
+    executor_.FailAll(end);
     ProgressLocked();
-    executor_.LosePeers(absl::FailedPreconditionError("the communicator was shut down"));
+    executor_.LosePeers(end);
     transport_.reset();
   }
   DropFinished();

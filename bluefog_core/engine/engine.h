@@ -138,7 +138,7 @@ class Engine final : private transport::Receiver {
       automatic_names_ GUARDED_BY(inbox_mu_);
   std::array<NameEntry*, 6> op_names_{};  ///< By Op: of operations without a name.
   std::shared_ptr<const TopologySequence> topology_ GUARDED_BY(inbox_mu_);
-  int64_t round_ GUARDED_BY(inbox_mu_) = 0;  ///< Plain neighbor_allreduces since SetTopology.
+  int64_t topologies_ GUARDED_BY(inbox_mu_) = 0;  ///< How many were set.
   std::vector<std::shared_ptr<WorkImpl>> finished_ GUARDED_BY(inbox_mu_);
   std::atomic<bool> inbox_filled_{false};
 

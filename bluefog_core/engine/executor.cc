@@ -31,6 +31,7 @@ Executor::Executor(const Config& config, int rank, int size,
       slots_(std::move(arena), SlotBytes(config), config.slot_bytes),
       peers_(static_cast<size_t>(size), nullptr),
       peer_status_(static_cast<size_t>(size)),
+      owed_(static_cast<size_t>(size)),
       outbox_(static_cast<size_t>(size)) {}
 
 Executor::~Executor() = default;
@@ -60,7 +61,7 @@ void Executor::Start(Operation* op) {
   op->publishes = FirstOf(&op->publish_memory, plan.publishes);
   for (Operation::Publish& p : op->publishes) p.prepared = p.is_encoded = false;
   op->receives = FirstOf(&op->receive_memory, plan.receives);
-  op->posted.assign(plan.destinations.size(), 0);
+  op->posted.assign(plan.destinations.size(), Operation::kNotPosted);
   op->inflight.clear();
   op->broken.clear();
   op->units_left = static_cast<int32_t>(plan.units.size());

@@ -80,6 +80,8 @@ class Executor {
   /// Operations of this name fail from now on, here and at whoever sends to them; at `tell` the
   /// next one that they submit.
   void Condemn(NameEntry* name, const Status& status, std::span<const int> tell);
+  /// What is still under way, and for whom it waits; of several the oldest. Empty if nothing is.
+  std::string Outstanding() const;
   /// Stall reports and time-outs. Returns when to look again (ns), or INT64_MAX.
   int64_t CheckDeadlines(int64_t now);
 
@@ -113,6 +115,7 @@ class Executor {
 
   // executor_send.cc: what goes out. Control messages keep their order, and go before later data.
   bool RunPublishes(Operation* op);
+  bool MaySend(Operation* op, int destination);
   bool Publish(Operation* op, int32_t unit, bool* moved);
   StatusOr<bool> Prepare(Operation* op, const Plan::Unit& unit);
   void Post(Operation* op, int peer, uint8_t role);
@@ -163,6 +166,7 @@ class Executor {
   // copy; whether one was put off to a later turn.
   int64_t ahead_ = 0;
   bool copied_ = false, may_copy_ = false;
+  std::vector<int64_t> owed_;  ///< Messages that each peer has not released yet.
   std::vector<std::deque<Outgoing>> outbox_;
   int64_t outbox_count_ = 0;
   std::unordered_map<uint64_t, transport::View> refused_;  ///< By the cookie of the refusal.

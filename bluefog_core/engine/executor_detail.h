@@ -46,4 +46,10 @@ inline Status About(const Operation& op, const Status& status) {
   return Status(status.code(), op.ToString() + ": " + std::string(status.message()));
 }
 
+/// The same for what went wrong on this rank only: its neighbours are told too.
+inline Status About(const Operation& op, int rank, const Status& status) {
+  return Status(status.code(), op.ToString() + ": rank " + std::to_string(rank) + ": " +
+                                   std::string(status.message()));
+}
+
 }  // namespace bluefog

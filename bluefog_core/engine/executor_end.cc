@@ -236,9 +236,11 @@ std::string Executor::PeersMissing(const Operation& op) const {
     for (const Operation::Inflight& f : op.inflight) missing.push_back(f.peer);
     why = " to take what was sent";
   }
-  if (missing.empty() && op.needs_posts) {
+  if (missing.empty() && !op.publishes_open.empty()) {
     for (size_t d = 0; d < op.posted.size(); ++d) {
-      if (op.posted[d] == 0) missing.push_back(op.plan->destinations[d]);
+      if (op.posted[d] == Operation::kAsked ||
+          (op.needs_posts && op.posted[d] != Operation::kPosted))
+        missing.push_back(op.plan->destinations[d]);
     }
     why = " to submit it";
   }
@@ -250,6 +252,13 @@ std::string Executor::PeersMissing(const Operation& op) const {
     text += (i > 0 ? ", " : "") + std::to_string(missing[i]);
   }
   return text + why;
+}
+
+std::string Executor::Outstanding() const {
+  for (const Operation* op : active_) {
+    if (!op->failing) return op->ToString() + " waits for " + PeersMissing(*op);
+  }
+  return "";
 }
 
 int64_t Executor::CheckDeadlines(int64_t now) {

@@ -125,7 +125,7 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
           ", which does not send to it. Both ends of an edge must name each other"));
     }
     drop();
-    op->posted[destination] = 1;
+    op->posted[destination] = Operation::kPosted;
     return;
   }
   const int in = plan.InboundOf(peer);
@@ -135,7 +135,11 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
         std::to_string(rank_) +
         ", which does not expect it. Both ends of an edge must name each other"));
   }
-  if (header.kind == MessageKind::kPost) return drop();
+  if (header.kind == MessageKind::kPost) {
+    // It asks, with much on the way to here: else it would have sent.
+    if (!op->needs_posts && !op->completed) Post(op, peer, kReceivesFromYou);
+    return drop();
+  }
   if (Status same = match_.CompareEdge(*op, peer, plan.inbound[in].weight, header); !same.ok()) {
     return refuse(same);
   }
@@ -232,14 +236,14 @@ void Executor::TryFetch(Operation* op) {
   const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->inbound.size()));
   while (!op->fetch_waiting.empty() && !op->failing) {
     StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->fetch_slots, guarantee);
-    if (!slot.ok()) return Fail(op, slot.status());
+    if (!slot.ok()) return Fail(op, About(*op, rank_, slot.status()));
     // What is used first is fetched first, whatever the order of arrival.
     const auto next = std::min_element(
         op->fetch_waiting.begin(), op->fetch_waiting.end(),
         [&](int32_t a, int32_t b) { return plan.FirstUser(a) < plan.FirstUser(b); });
     const int32_t u = *next;
     if (*slot == nullptr && NextToFetch(*op, u)) slot = slots_.Acquire(0, 1);
-    if (!slot.ok()) return Fail(op, slot.status());
+    if (!slot.ok()) return Fail(op, About(*op, rank_, slot.status()));
     if (*slot == nullptr) return;
     op->fetch_waiting.erase(next);
     Operation::Receive& r = op->receives[op->plan->units[u].ordinal];

@@ -17,6 +17,12 @@ namespace {
 // Messages of one operation that a peer may owe releases for: no operation takes all that the link
 // has, and another one, which the peer wants first, can pass.
 constexpr size_t kWindow = 64;
+// Messages that a peer may owe releases for, over all operations. Up to the first number they go
+// unasked. From there on the peer must have submitted the operation, and each operation gets one at
+// a time, so that one that both sides wait for always finds room behind many that only this side
+// has submitted. What the link has beyond the second number is for posts and refusals.
+constexpr int64_t kUnaskedWindow = transport::kMaxInFlight / 2;
+constexpr int64_t kAskedWindow = transport::kMaxInFlight / 8 * 7;
 // Chunks that are staged before the first of them is combined, over all operations.
 constexpr int64_t kStageAhead = 2;
 
@@ -107,7 +113,7 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
     if (op->needs_posts) {
       // A slot is taken, and a byte sent, only for partners that have submitted the operation too.
       for (const collective::Target& target : step.targets) {
-        if (op->posted[op->plan->DestinationOf(target.peer)] == 0) return false;
+        if (op->posted[op->plan->DestinationOf(target.peer)] != Operation::kPosted) return false;
       }
     }
     if (in_place) return true;
@@ -123,7 +129,7 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
     return false;
   }
   StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->send_slots, guarantee);
-  if (!slot.ok()) return slot.status();
+  if (!slot.ok()) return About(*op, rank_, slot.status());
   if (*slot == nullptr) return false;
   ++op->send_slots;
   ++op->ahead;
@@ -144,6 +150,18 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
                  begin_ns, NowNs());
   }
   return true;
+}
+
+// Is there room at destination `d` for one more message of `op`?
+bool Executor::MaySend(Operation* op, int d) {
+  const int peer = op->plan->destinations[d];
+  if (owed_[peer] < kUnaskedWindow) return true;
+  if (op->posted[d] == Operation::kNotPosted) {
+    op->posted[d] = Operation::kAsked;
+    Post(op, peer, kSendsToYou);
+  }
+  return op->posted[d] == Operation::kPosted && owed_[peer] < kAskedWindow &&
+         op->inflight.size() < op->plan->destinations.size();
 }
 
 // True when nothing is left to send for this unit.
@@ -180,7 +198,7 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     }
     const int64_t begin_ns = trace_->on() ? NowNs() : 0;
     const SendResult sent =
-        FlushOutbox(target.peer)
+        MaySend(op, op->plan->DestinationOf(target.peer)) && FlushOutbox(target.peer)
             ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
                                         Cookie{op->index, unit.ordinal, t}.Pack())
             : SendResult::kBusy;
@@ -189,6 +207,7 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
       continue;
     }
     op->inflight.push_back({target.peer, unit.ordinal, t});
+    ++owed_[target.peer];
     ++stats_->messages_sent;
     stats_->bytes_sent += static_cast<int64_t>(p.payload.size());
     if (begin_ns != 0) {
@@ -232,6 +251,7 @@ void Executor::OnSendDone(uint64_t cookie, const Status& status) {
   for (size_t i = 0; i < op->inflight.size(); ++i) {
     if (op->inflight[i].publish != ordinal || op->inflight[i].target != target) continue;
     const int peer = op->inflight[i].peer;
+    --owed_[peer];
     op->inflight[i] = op->inflight.back();
     op->inflight.pop_back();
     if (!status.ok() && !op->failing && !op->completed) Break(op, peer);

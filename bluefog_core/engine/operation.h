@@ -85,7 +85,9 @@ struct NameEntry {
   std::atomic<bool> proven{false};  ///< An operation succeeded.
   // Guarded by the engine's inbox mutex.
   uint64_t next_use = 0;
-  std::string first_use;  ///< Operation and tensor of the first use; empty before.
+  int64_t topologies = 0;  ///< How many had been set at the last use.
+  int64_t round = 0;       ///< Uses since then that went along that topology.
+  std::string first_use;   ///< Operation and tensor of the first use; empty before.
   uint64_t first_hash = 0;
   // Under the progress lock, by peer: the descriptions that it was sent and still remembers.
   std::vector<std::vector<uint64_t>> described;
@@ -181,7 +183,9 @@ struct Operation : Submission {
   std::span<Receive> receives;
   std::vector<Publish> publish_memory;
   std::vector<Receive> receive_memory;
-  std::vector<uint8_t> posted;  ///< By destination.
+  /// What is known of each destination: nothing, that it was asked, that it has submitted this too.
+  enum Posted : uint8_t { kNotPosted, kAsked, kPosted };
+  std::vector<Posted> posted;
   std::vector<Inflight> inflight;
   /// Peers that gave up or are gone. The operation waits for the reason, which is on its way.
   std::vector<int> broken;

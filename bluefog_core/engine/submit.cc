@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "base/failpoint.h"
 #include "base/hash.h"
@@ -178,7 +179,8 @@ StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_
   request.root = spec.root;
   if (spec.op != Op::kNeighborAllreduce) return planner_.Get(request);
   const std::shared_ptr<const TopologySequence> topology = this->topology();
-  const Neighborhood& graph = topology->at(round).neighborhood(place_.rank);
+  const Topology round_graph = topology->at(round);
+  const Neighborhood& graph = round_graph.neighborhood(place_.rank);
   request.neighborhood = &graph;
   std::vector<double> send_weights;
   Neighborhood call;
@@ -204,10 +206,11 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
     const Status failure = status();
     return Status(failure.code(), what() + ": " + std::string(failure.message()));
   }
-  if (Status s = Validate(spec); !s.ok()) {
+  const auto located = [&](const Status& s) {
     return Status(s.code(), "rank " + std::to_string(place_.rank) + ": " + what() + ": " +
                                 std::string(s.message()));
-  }
+  };
+  if (Status s = Validate(spec); !s.ok()) return located(s);
   if (FailpointHit("engine.submit")) {
     return absl::InternalError(what() + ": failpoint engine.submit");
   }
@@ -221,23 +224,25 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
       const uint64_t hash = StableHash().Add(spec.op).Add(layout_hash).value();
       const auto text = [&] { return std::string(NameOf(spec.op)) + " " + spec.input.ToString(); };
       if (!claim.Take(name)) {
-        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what() +
-                                          ": an operation of this name is in flight (" +
-                                          name->first_use +
-                                          "); wait for it first, or use another name");
+        return located(absl::InvalidArgumentError("an operation of this name is in flight (" +
+                                                  name->first_use +
+                                                  "); wait for it first, or use another name"));
       }
       // Only what succeeded counts: after a mistake the name may be used as it should have been.
       if (name->first_hash == 0 || !name->proven.load(std::memory_order_relaxed)) {
         name->first_hash = hash;
         name->first_use = text();
       } else if (name->first_hash != hash) {
-        return absl::InvalidArgumentError("rank " + std::to_string(place_.rank) + ": " + what() +
-                                          ": the name stands for " + name->first_use +
-                                          " since its first use, and now came " + text() +
-                                          "; use another name for another tensor");
+        return located(absl::InvalidArgumentError("the name stands for " + name->first_use +
+                                                  " since its first use, and now came " + text() +
+                                                  "; use another name for another tensor"));
       }
     }
-    if (spec.op == Op::kNeighborAllreduce) round = round_;
+    // By name, so that the order of submission does not matter here either.
+    if (spec.op == Op::kNeighborAllreduce && !(spec.weights && spec.weights->dst)) {
+      if (std::exchange(name->topologies, topologies_) != topologies_) name->round = 0;
+      round = name->round++;
+    }
   }
   StatusOr<std::shared_ptr<const Plan>> plan = PlanFor(spec, round);
   if (!plan.ok()) return plan.status();
@@ -277,7 +282,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
       }
     }
     StatusOr<std::shared_ptr<std::byte>> memory = outputs_->Allocate(output.bytes());
-    if (!memory.ok()) return memory.status();
+    if (!memory.ok()) return located(memory.status());
     output.data = memory->get();
     spec.output = output;
     work->BindOutput(output, *std::move(memory));
@@ -288,7 +293,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   if (s.plan->schedule.scratch_count > 0) {
     StatusOr<std::shared_ptr<std::byte>> scratch =
         scratch_->Allocate(s.plan->schedule.scratch_count * s.element_bytes);
-    if (!scratch.ok()) return scratch.status();
+    if (!scratch.ok()) return located(scratch.status());
     s.scratch[0] = scratch->get();
     s.scratch_memory = *std::move(scratch);
   }
@@ -298,7 +303,6 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   {
     MutexLock lock(inbox_mu_);
     claim.Submitted();
-    if (spec.op == Op::kNeighborAllreduce) ++round_;
     s.key.name_hash = name->hash;
     s.key.use = name->next_use++;
     inbox_.push_back({std::move(s), nullptr});
@@ -336,7 +340,7 @@ Status Engine::SetTopology(TopologySequence topology) {
   auto shared = std::make_shared<const TopologySequence>(std::move(topology));
   MutexLock lock(inbox_mu_);
   topology_ = std::move(shared);
-  round_ = 0;
+  ++topologies_;
   return absl::OkStatus();
 }
 

@@ -31,8 +31,9 @@ std::string InRound(const TopologySequence& sequence, int round) {
 void CheckSums(const TopologySequence& sequence, TopologyAnalysis& result) {
   result.row_stochastic = result.column_stochastic = true;
   for (int k = 0; k < sequence.period(); ++k) {
+    const Topology graph = sequence.at(k);
     for (int i = 0; i < sequence.size(); ++i) {
-      const Neighborhood& ranks = sequence.at(k).neighborhood(i);
+      const Neighborhood& ranks = graph.neighborhood(i);
       const double column = Sum(ranks.self_weight, ranks.in);
       if (!(std::abs(column - 1.0) <= kTolerance)) {
         result.column_stochastic = false;
@@ -58,7 +59,7 @@ void CheckSums(const TopologySequence& sequence, TopologyAnalysis& result) {
 
 void CheckSymmetry(const TopologySequence& sequence, TopologyAnalysis& result) {
   for (int k = 0; k < sequence.period(); ++k) {
-    const Topology& topology = sequence.at(k);
+    const Topology topology = sequence.at(k);
     for (int i = 0; i < sequence.size(); ++i) {
       for (const Edge& edge : topology.neighborhood(i).out) {
         const double back = topology.weight(edge.rank, i);

@@ -61,20 +61,20 @@ StatusOr<Topology> Topology::FromEdges(int n, std::vector<WeightedEdge> edges, s
   Topology topology;
   topology.n_ = n;
   topology.name_ = std::move(name);
-  topology.neighborhoods_.resize(static_cast<size_t>(n));
-  for (Neighborhood& neighborhood : topology.neighborhoods_) neighborhood.self_weight = 0.0;
+  std::vector<Neighborhood> neighborhoods(static_cast<size_t>(n));
+  for (Neighborhood& neighborhood : neighborhoods) neighborhood.self_weight = 0.0;
   for (const WeightedEdge& edge : edges) {
-    Neighborhood& from = topology.neighborhoods_[static_cast<size_t>(edge.from)];
+    Neighborhood& from = neighborhoods[static_cast<size_t>(edge.from)];
     if (edge.from == edge.to) {
       from.self_weight = edge.weight;
     } else {
       from.out.push_back({edge.to, edge.weight});
-      topology.neighborhoods_[static_cast<size_t>(edge.to)].in.push_back({edge.from, edge.weight});
+      neighborhoods[static_cast<size_t>(edge.to)].in.push_back({edge.from, edge.weight});
     }
   }
-  for (Neighborhood& neighborhood : topology.neighborhoods_) {
-    neighborhood.uniform = IsUniform(neighborhood);
-  }
+  for (Neighborhood& neighborhood : neighborhoods) neighborhood.uniform = IsUniform(neighborhood);
+  topology.neighborhoods_ =
+      std::make_shared<const std::vector<Neighborhood>>(std::move(neighborhoods));
   return topology;
 }
 
@@ -107,8 +107,9 @@ std::vector<double> Topology::ToMatrix() const {
   const auto n = static_cast<size_t>(n_);
   std::vector<double> matrix(n * n, 0.0);
   for (size_t i = 0; i < n; ++i) {
-    matrix[i * n + i] = neighborhoods_[i].self_weight;
-    for (const Edge& edge : neighborhoods_[i].out) {
+    const Neighborhood& row = neighborhood(static_cast<int>(i));
+    matrix[i * n + i] = row.self_weight;
+    for (const Edge& edge : row.out) {
       matrix[i * n + static_cast<size_t>(edge.rank)] = edge.weight;
     }
   }

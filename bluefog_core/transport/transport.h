@@ -22,6 +22,8 @@
 namespace bluefog::transport {
 
 inline constexpr size_t kHeaderBytes = 80;
+/// Sends to one peer that it has not released, unless a transport was asked for another number.
+inline constexpr int kMaxInFlight = 8192;
 /// Opaque to transports; engine/match.h says what lies in it.
 struct Header {
   alignas(8) std::array<std::byte, kHeaderBytes> bytes;

@@ -185,6 +185,28 @@ TEST(ShmProcessTest, APeerKilledInMidTransfer) {
   KillInMidTransfer(job, "alone");
 }
 
+TEST(ShmProcessTest, ManyPeersThatDieAtOnce) {
+  constexpr int kSize = 24;  // Three descriptors each: more than one look takes.
+  Job job(kSize, TalkAndHold);
+  Endpoint& self = *job.self;
+  for (int peer = 1; peer < kSize; ++peer) {
+    for (uint64_t i = 0; i < 10; ++i) {
+      ASSERT_EQ(self.Send(peer, i, {}, static_cast<uint64_t>(peer) * 10 + i),
+                SendResult::kAccepted);
+    }
+  }
+  ASSERT_TRUE(DriveUntil(self, [&] { return self.inbox.size() == 10 * (kSize - 1); }));
+  for (int peer = 1; peer < kSize; ++peer) ASSERT_EQ(job.channel(peer).Take(), "holding");
+  for (const pid_t pid : job.pids) ASSERT_EQ(kill(pid, SIGKILL), 0);
+  for (const pid_t pid : job.pids) {
+    siginfo_t info;
+    ASSERT_EQ(waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT), 0);
+  }
+  EXPECT_TRUE(BlockUntil(self, [&] { return self.down.size() == kSize - 1; }));
+  EXPECT_EQ(self.done.size(), 10u * (kSize - 1));
+  EXPECT_THAT(self.breaches, ::testing::IsEmpty());
+}
+
 /// A forked child of rank 1 that inherits all its descriptors and outlives it.
 class Bystander {
  public:

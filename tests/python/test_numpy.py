@@ -308,12 +308,26 @@ def test_set_topology():
     bf.set_topology(nx.path_graph(N))
     path = bf.topology.uniform([[1], [0, 2], [1, 3], [2]]).to_matrix()
     np.testing.assert_allclose(bf.neighbor_allreduce(x), mixed(path), atol=1e-14)
-    # A sequence: the round is the number of calls since.
+    # A sequence: the round is the number of calls since, also when it was the same one before.
     sequence = bf.topology.one_peer_exponential(N)
-    bf.set_topology(sequence)
-    for t in range(5):
-        y = bf.neighbor_allreduce(x)
-        np.testing.assert_allclose(y, mixed(sequence.to_matrix(t)), atol=1e-14)
+    for calls in (5, 1):
+        bf.set_topology(sequence)
+        for t in range(calls):
+            y = bf.neighbor_allreduce(x)
+            np.testing.assert_allclose(y, mixed(sequence.to_matrix(t)), atol=1e-14)
+            # Of some ranks only, along no topology: nobody's round goes on.
+            if r < 2:
+                pair = {1 - r: 0.5}
+                bf.neighbor_allreduce(
+                    x, self_weight=0.5, src_weights=pair, dst_weights=[1 - r], name="pair"
+                )
+    # Each name has its own, so the order of submission is free.
+    for t in range(1, 3):
+        names = ["a", "b"] if r % 2 == 0 else ["b", "a"]
+        handles = [bf.neighbor_allreduce_nonblocking(x, name=name) for name in names]
+        for handle in handles:
+            y = bf.synchronize(handle)
+            np.testing.assert_allclose(y, mixed(sequence.to_matrix(t - 1)), atol=1e-14)
     assert bf.out_neighbor_ranks() == sorted({(r + 1) % N, (r + 2) % N})
     assert bf.load_topology().number_of_edges() == 3 * N
     # None and init() bring the default back.

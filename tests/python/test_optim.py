@@ -2,6 +2,8 @@
 
 import copy
 import io
+import json
+import subprocess
 
 import pytest
 from ranks import on_ranks
@@ -530,6 +532,25 @@ def test_models_of_every_kind():
             optimizer.step()
     assert torch.isfinite(vector(model)).all()
     assert model[1].num_batches_tracked == 6
+
+
+@on_ranks(N)
+def test_bytes_pinned_are_those_that_info_tells():
+    elements = 1 << 18
+
+    def told(model_bytes):
+        command = ["bluefog", "info", "--json", "--model-bytes", str(model_bytes)]
+        info = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        return {row["name"]: row["pinned_bytes"] for row in info["optimizers"]}
+
+    slots, pinned = told(1), told(4 * elements)
+    for name in ALL:
+        weight = torch.nn.Parameter(torch.zeros(elements))
+        optimizer = getattr(bf.optim, name)([weight], lr=0.1, topology=bf.topology.ring(N))
+        weight.sum().backward()
+        optimizer.step()
+        difference = pinned[name.lower()] - slots[name.lower()]
+        assert optimizer.bytes_pinned == pytest.approx(difference, abs=10), name
 
 
 @on_ranks(N)

@@ -357,3 +357,15 @@ def test_nothing_is_loaded_that_was_not_asked_for():
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert bf.__version__
+
+
+def test_a_rank_that_is_through_stays_for_those_that_are_late():
+    script = """
+import time, numpy as np, bluefog as bf
+bf.init(lambda n: bf.topology.ring_right(n))
+if bf.rank() == 1:
+    time.sleep(1.5)
+print(bf.neighbor_allreduce(np.full(300_000, bf.rank(), float), name="last")[-1])
+"""
+    ranks = run_script(2, script, BLUEFOG_STALL_REPORT_MS="300")
+    assert [p.stdout for p in ranks] == ["0.5\n", "0.5\n"], [p.stderr for p in ranks]

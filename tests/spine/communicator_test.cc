@@ -95,6 +95,31 @@ TEST_P(CommunicatorSpine, ManyOperationsInOppositeOrder) {
   }
 }
 
+// More than a link holds at a time: what rank 1 wants next is what rank 0 has submitted last.
+TEST_P(CommunicatorSpine, MoreOperationsThanALinkHolds) {
+  constexpr int kOperations = transport::kMaxInFlight + 500;
+  const auto values = RunOk(2, [&](Communicator& comm, Vector* out) -> Status {
+    std::vector<Vector> x(kOperations, Vector(2, comm.rank() + 1.0));
+    std::vector<std::shared_ptr<Work>> works(kOperations);
+    for (int k = 0; k < kOperations; ++k) {
+      const int i = comm.rank() == 0 ? k : kOperations - 1 - k;
+      auto work = comm.Submit(Spec(Op::kNeighborAllreduce, "x" + std::to_string(i), &x[i]));
+      if (!work.ok()) return work.status();
+      works[i] = *work;
+      if (comm.rank() == 0) continue;
+      if (Status s = (*work)->Wait(std::chrono::seconds(60)); !s.ok()) return s;
+    }
+    for (auto& work : works) {
+      if (Status s = work->Wait(std::chrono::seconds(60)); !s.ok()) return s;
+    }
+    for (const Vector& v : x) out->push_back(v.back());
+    return absl::OkStatus();
+  });
+  for (const Vector& v : values) {
+    for (const double mean : v) ASSERT_DOUBLE_EQ(mean, 1.5);
+  }
+}
+
 TEST_P(CommunicatorSpine, ASendToARankThatDoesNotListenFailsOnBoth) {
   for (const size_t count : {10u, 50'000u}) {
     const auto results = Run(3, [&](Communicator& comm, Vector*) -> Status {

@@ -164,7 +164,7 @@ Vectors GradientStep(const Model& m) {
 using Recursion = std::function<void(Model&)>;
 
 Vectors Simulate(const Training& run, const Recursion& recursion,
-                 const std::function<const Topology&(int64_t)>& topology_at) {
+                 const std::function<Topology(int64_t)>& topology_at) {
   Model m;
   for (size_t p = 0; p < kSizes.size(); ++p) m.param.insert(m.param.end(), kSizes[p], (int)p);
   const size_t n = m.param.size();
@@ -174,7 +174,8 @@ Vectors Simulate(const Training& run, const Recursion& recursion,
   }
   m.state.assign(kRanks, Vector(n, 0.0));
   for (m.step = run.first_step; m.step < run.first_step + run.steps; ++m.step) {
-    m.w = &topology_at(m.step);
+    const Topology graph = topology_at(m.step);
+    m.w = &graph;
     m.has_gradient.assign(kRanks, std::vector<bool>(n));
     for (int r = 0; r < kRanks; ++r) {
       for (size_t i = 0; i < n; ++i) {
@@ -195,8 +196,7 @@ Vectors Simulate(const Training& run, const Recursion& recursion,
 }
 
 Vectors Simulate(const Training& run, const Recursion& recursion) {
-  return Simulate(run, recursion,
-                  [&](int64_t step) -> const Topology& { return run.topology.at(step); });
+  return Simulate(run, recursion, [&](int64_t step) -> Topology { return run.topology.at(step); });
 }
 
 void ExpectNear(const Vectors& got, const Vectors& expected, double tolerance) {
@@ -419,7 +419,7 @@ TEST_P(OptimizerSpine, TopologyChangesAtAnAgreedStep) {
   const Topology all = *FullyConnected(kRanks);
   const Vectors expected = Simulate(
       run, [&](Model& m) { m.x = Average(m.step % 4 == 3 ? all : *m.w, GradientStep(m)); },
-      [&](int64_t step) -> const Topology& { return (step < 5 ? run.topology : later).at(0); });
+      [&](int64_t step) -> Topology { return (step < 5 ? run.topology : later).at(0); });
   ExpectNear(TrainAll(run), expected, 1e-13);
 }
 

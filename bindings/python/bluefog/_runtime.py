@@ -160,8 +160,9 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
     Parameters
     ----------
     topology : networkx graph, numpy.ndarray, Topology, TopologySequence or its name, optional
-        Default: the static exponential graph. The round of a sequence is the number of plain
-        neighbor_allreduces since this call; that of an optimizer is its step.
+        Default: the static exponential graph. The round of a sequence is the number of
+        neighbor_allreduces under the same name since this call (those with ``dst_weights``, which
+        go along no topology, do not count); that of an optimizer is its step.
     is_weighted : bool
         For a networkx graph: use its ``weight`` attributes; else every rank averages itself and its
         sources with 1 / (in-degree + 1). Matrices and objects of :mod:`bluefog.topology` carry
@@ -187,7 +188,8 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
         sequence = _topology.as_sequence(topology, current.size, is_weighted)
     except (TypeError, ValueError) as error:
         raise located(error, "set_topology") from None
-    if sequence != current.topology():
+    # Of a sequence, the round begins anew.
+    if sequence.period > 1 or sequence != current.topology():
         current.set_topology(sequence)
     _graph = topology if hasattr(topology, "nodes") else None
     return True

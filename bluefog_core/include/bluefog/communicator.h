@@ -117,8 +117,9 @@ class Communicator {
   const std::string& launched_by() const;
 
   /// Used by operations submitted from now on. Every rank calls it at the same point of its
-  /// program. Warnings (sums, connectivity) are logged; a wrong size is an error. Dynamic: the
-  /// round of a plain neighbor_allreduce is `round` of its submission count.
+  /// program. Warnings (sums, connectivity) are logged; a wrong size is an error. The round of a
+  /// neighbor_allreduce is how often its name was used since; calls with `weights.dst`, which go
+  /// along no topology, do not count.
   Status SetTopology(TopologySequence topology);
   std::shared_ptr<const TopologySequence> topology() const;
 
@@ -133,8 +134,8 @@ class Communicator {
   /// The first failure of the communicator (a dead peer), or Ok.
   Status status() const;
   /// Completes or fails what is outstanding, leaves the job. Safe to call again. `interrupted` is
-  /// asked about every 50 ms while neighbours still take what was sent to them, for a minute at
-  /// most; true leaves at once (Ctrl-C).
+  /// asked about every 50 ms while neighbours have yet to take what was sent to them, for
+  /// BLUEFOG_OP_TIMEOUT_MS at most; true leaves at once (Ctrl-C).
   void Shutdown(const std::function<bool()>& interrupted = {});
 
   Engine* engine() const { return engine_.get(); }

@@ -1,8 +1,9 @@
 // A model's parameters bound to an optimizer plugin and a communicator: what a training loop talks
 // to.
 //
-//   DistributedOptimizer opt = …Create(comm, {.plugin = "decentlam", .params = {…}, .hypers =
-//   {…}}); loop: compute gradients; opt.Ready(i, {x, g, state}) as each is there; opt.Step({…})
+//   auto opt = DistributedOptimizer::Create(comm, {.plugin = "decentlam", .params = {…}});
+//   loop: compute gradients; opt->Ready(i, {x, g, state}, hypers) as each is there;
+//   opt->Step({…}, hypers)
 //
 // From Ready(i) (overlap) or Step (no overlap) until Step's return x, g and the states of parameter
 // i belong to the engine. Not thread-safe, but Ready may come from another thread than Step if they

@@ -29,7 +29,7 @@ struct Neighborhood {
   friend bool operator==(const Neighborhood&, const Neighborhood&) = default;
 };
 
-/// An immutable weighted directed graph on ranks 0 … size()-1.
+/// An immutable weighted directed graph on ranks 0 … size()-1. Copies share it.
 class Topology {
  public:
   /// `weights` is the dense row-major n x n matrix, W[i*n+j] on i -> j; zero means no edge. Errors:
@@ -51,20 +51,20 @@ class Topology {
   const std::string& name() const { return name_; }
   /// Valid for 0 <= rank < size().
   const Neighborhood& neighborhood(int rank) const {
-    return neighborhoods_[static_cast<size_t>(rank)];
+    return (*neighborhoods_)[static_cast<size_t>(rank)];
   }
   /// W[from][to], 0 where there is no edge; both ranks valid.
   double weight(int from, int to) const;
   std::vector<double> ToMatrix() const;
   friend bool operator==(const Topology& a, const Topology& b) {
-    return a.neighborhoods_ == b.neighborhoods_;
+    return *a.neighborhoods_ == *b.neighborhoods_;
   }
 
  private:
   Topology() = default;
   int n_ = 0;
   std::string name_;
-  std::vector<Neighborhood> neighborhoods_;
+  std::shared_ptr<const std::vector<Neighborhood>> neighborhoods_;
 };
 
 /// Round -> Topology, repeating with a period. A static graph is a sequence of period 1.
@@ -78,8 +78,8 @@ class TopologySequence {
   int period() const { return static_cast<int>(rounds_.size()); }
   bool is_static() const { return rounds_.size() == 1; }
   const std::string& name() const { return name_; }
-  /// round >= 0.
-  const Topology& at(int64_t round) const {
+  /// round >= 0. The graph's neighborhoods live as long as a copy of it: keep one.
+  Topology at(int64_t round) const {
     return rounds_[static_cast<size_t>(round % static_cast<int64_t>(rounds_.size()))];
   }
 

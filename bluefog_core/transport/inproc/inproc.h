@@ -19,7 +19,7 @@ class InprocMailbox;
 struct InprocOptions {
   /// Payloads above inline_limit arrive unreadable (data == nullptr) and must be fetched.
   bool fetch_views = false;
-  int max_in_flight = 8192;  ///< Sends to one peer that it has not released; more are kBusy.
+  int max_in_flight = kMaxInFlight;  ///< More are kBusy.
   int64_t inline_limit = 8 << 10;
 };
 

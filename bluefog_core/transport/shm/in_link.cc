@@ -36,18 +36,16 @@ StatusOr<InLink> InLink::Create(const Self* self, ReceivedPacket* hello) {
   return link;
 }
 
-Status InLink::SendWelcome(UniqueFd* socket) {
+bool InLink::SendWelcome(UniqueFd* socket) {
   Packet packet;
   packet.kind = PacketKind::kWelcome;
   packet.rank = self_->rank;
   packet.size = self_->size;
   const std::array<int, 3> fds = {rx_.fd(), self_->bell.get(), self_->pidfd.get()};
-  if (SendPacket(socket->get(), packet, fds) != SocketResult::kOk) {
-    return absl::UnavailableError("its connection broke");
-  }
+  if (SendPacket(socket->get(), packet, fds) != SocketResult::kOk) return false;
   rx_.CloseFd();
   socket_ = std::move(*socket);
-  return absl::OkStatus();
+  return true;
 }
 
 StatusOr<bool> InLink::Poll() {

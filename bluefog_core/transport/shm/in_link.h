@@ -21,7 +21,7 @@ class InLink {
   /// From a checked hello, whose descriptors it takes.
   static StatusOr<InLink> Create(const Self* self, ReceivedPacket* hello);
   /// Answers over `socket`, which is then the link's.
-  Status SendWelcome(UniqueFd* socket);
+  bool SendWelcome(UniqueFd* socket);
 
   /// Upcalls Incoming for what is in the ring. Not ok: the peer broke the protocol.
   StatusOr<bool> Poll();

@@ -112,7 +112,7 @@ SendResult OutLink::Send(const Header& header, std::span<const std::byte> payloa
       return SendResult::kDown;
     }
     if (!passed_.contains(location.segment)) {
-      const SendResult result = PassSegment(location.segment, problem);
+      const SendResult result = PassSegment(location.segment);
       if (result != SendResult::kAccepted) return result;
       ForgetSegments();
       if (!HasRoom(FrameBytes(frame.kind, frame.bytes), problem)) {
@@ -142,7 +142,7 @@ void OutLink::Publish(const Frame& frame, std::span<const std::byte> payload) {
   if (rx_head() != nullptr) bell_.RingIfArmed(rx_head()->armed);
 }
 
-SendResult OutLink::PassSegment(uint32_t segment, Status* problem) {
+SendResult OutLink::PassSegment(uint32_t segment) {
   Packet packet;
   packet.kind = PacketKind::kSegment;
   packet.segment = segment;
@@ -151,12 +151,9 @@ SendResult OutLink::PassSegment(uint32_t segment, Status* problem) {
     case SocketResult::kOk:
       passed_.insert(segment);
       return SendResult::kAccepted;
-    case SocketResult::kAgain:
-      socket_full_ = true;
-      return SendResult::kBusy;
     default:
-      *problem = absl::UnavailableError("its connection broke");
-      return SendResult::kDown;
+      socket_full_ = true;  // Or closed: why lies in it to be read, which is what comes next.
+      return SendResult::kBusy;
   }
 }
 

@@ -87,7 +87,7 @@ class OutLink {
   bool UpdateTail();
   bool HasRoom(int64_t bytes, Status* problem);
   void Publish(const Frame& frame, std::span<const std::byte> payload);
-  SendResult PassSegment(uint32_t segment, Status* problem);
+  SendResult PassSegment(uint32_t segment);
   void ForgetSegments();
 
   const Self* self_;

@@ -18,10 +18,10 @@ namespace bluefog::transport {
 struct ShmOptions {
   int rank = 0;
   int size = 1;
-  std::string job_id;              ///< At most 127 bytes; peers of another job are refused.
-  int64_t inline_limit = 8 << 10;  ///< Larger payloads must lie in the arena.
-  int64_t ring_bytes = 256 << 10;  ///< Per peer and direction; headers and inline payloads.
-  int max_in_flight = 8192;        ///< Sends to one peer that it has not released; more are kBusy.
+  std::string job_id;                ///< At most 127 bytes; peers of another job are refused.
+  int64_t inline_limit = 8 << 10;    ///< Larger payloads must lie in the arena.
+  int64_t ring_bytes = 256 << 10;    ///< Per peer and direction; headers and inline payloads.
+  int max_in_flight = kMaxInFlight;  ///< More are kBusy.
 };
 
 /// `receiver` is borrowed. Destroying the transport tells the peers that this rank left; in a

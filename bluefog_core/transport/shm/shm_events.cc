@@ -33,17 +33,16 @@ void ShmTransport::WatchProcess(int rank, UniqueFd pidfd, bool its_own) {
 
 bool ShmTransport::HandleEvents() {
   std::array<epoll_event, 32> events;
-  bool moved = false;
-  while (true) {
-    const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
-    for (int i = 0; i < count; ++i) {
-      const epoll_event& event = events[static_cast<size_t>(i)];
-      HandleEvent(static_cast<Source>(event.data.u64 >> 32),
-                  static_cast<int>(event.data.u64 & 0xffffffff), event.events);
-      moved = true;
-    }
-    if (count < static_cast<int>(events.size())) return moved;
+  const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0);
+  for (int i = 0; i < count; ++i) {
+    const epoll_event& event = events[static_cast<size_t>(i)];
+    HandleEvent(static_cast<Source>(event.data.u64 >> 32),
+                static_cast<int>(event.data.u64 & 0xffffffff), event.events);
   }
+  // The rest comes next time: descriptors of lost peers stay ready until they are taken off the
+  // list, which happens between two looks.
+  check_events_ = check_events_ || count == static_cast<int>(events.size());
+  return count > 0;
 }
 
 void ShmTransport::HandleEvent(Source source, int index, uint32_t events) {
@@ -200,9 +199,8 @@ void ShmTransport::Greet(uint32_t number) {
   if (refusal.empty()) {
     UniqueFd pidfd = std::move(hello.fds[2]);
     auto link = InLink::Create(&self_, &hello);
-    Status status = link.status();
-    if (status.ok()) status = link->SendWelcome(&socket);
-    if (status.ok()) {
+    if (link.ok()) {
+      if (!link->SendWelcome(&socket)) return;  // It has gone again.
       Peer& p = peer(rank);
       p.in = std::make_unique<InLink>(*std::move(link));
       p.pid = pid;
@@ -211,7 +209,7 @@ void ShmTransport::Greet(uint32_t number) {
       Activate(rank);
       return;
     }
-    refusal = std::string(status.message());
+    refusal = std::string(link.status().message());
   }
   BLUEFOG_LOG(kWarning) << "refused a connection of process " << pid << ": " << refusal;
   Refuse(socket.get(), refusal);
