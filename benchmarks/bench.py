@@ -17,6 +17,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -97,6 +98,8 @@ def launch(
     arguments: dict[str, Any] | None = None,
 ) -> list[Any]:
     """What ``body(rank, **arguments)`` returns on every rank, under mpirun or ``bluefog run``."""
+    # A SIGTERM takes the folder away too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bluefog-bench-") as folder:
         (Path(folder) / "area").touch()
         (Path(folder) / "arguments.json").write_text(json.dumps(arguments or {}))

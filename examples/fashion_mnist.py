@@ -186,6 +186,12 @@ def main() -> None:
 
     torch.set_num_threads(1)
     bf.init()
+    if args.json and bf.rank() == 0:
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.open("a").close()
+        except OSError as error:
+            give_up(f"--json {args.json} cannot be written: {error.strerror}")
     try:
         bf.set_topology(bf.topology.make(args.topology, bf.size()))
     except ValueError as error:
@@ -213,7 +219,6 @@ def main() -> None:
             f"{run['step_ms']:9.2f}{run['hidden_share']:8.0%}"
         )
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(runs, indent=1) + "\n")
 
 

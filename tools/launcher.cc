@@ -19,6 +19,7 @@
 #include <optional>
 
 #include "base/clock.h"
+#include "base/leave_note.h"
 #include "base/port.h"
 
 namespace bluefog::tools {
@@ -26,6 +27,7 @@ namespace {
 
 constexpr int64_t kSecondNs = 1'000'000'000;
 constexpr int64_t kGraceNs = 3 * kSecondNs;  // To fail by themselves, with an error that says why.
+constexpr int64_t kVerdictNs = kSecondNs;    // For the rank that left first to end, too.
 constexpr int64_t kTermNs = 2 * kSecondNs;   // From SIGTERM to SIGKILL.
 constexpr size_t kMaxLine = 64 << 10;        // A longer line comes in pieces.
 
@@ -133,13 +135,15 @@ struct Stream {
 struct Rank {
   pid_t pid = -1;  // Also its session and process group.
   bool ended = false;
+  int code = 0;     // Of the end; 128 + signal.
+  std::string how;  // It failed, in words; else empty.
   Stream out, err;
 };
 
 class Launcher {
  public:
   explicit Launcher(const LaunchOptions& options)
-      : options_(options), ranks_(static_cast<size_t>(options.ranks)) {}
+      : options_(options), ranks_(static_cast<size_t>(options.ranks)), left_(options.job_id) {}
 
   int Run() {
     signal(SIGPIPE, SIG_IGN);
@@ -162,6 +166,7 @@ class Launcher {
       }
     }
     while (!AllEnded()) Turn();
+    Judge();
     End();
     return exit_code_.value_or(0);
   }
@@ -240,20 +245,24 @@ class Launcher {
         streams.push_back(stream);
       }
     }
+    fds.push_back({left_.fd(), POLLIN, 0});
     if (!output_.empty()) fds.push_back({output_.fd(), POLLOUT, 0});
     int timeout_ms = -1;
     if (next_signal_ != 0) {
       timeout_ms = static_cast<int>(std::max<int64_t>(0, (due_ns_ - NowNs()) / 1'000'000 + 1));
     }
+    if (first_failure_ns_ != 0 && !exit_code_) timeout_ms = 20;
     poll(fds.data(), fds.size(), timeout_ms);
     for (size_t i = 0; i < streams.size(); ++i) {
       if (fds[i + 1].revents != 0) streams[i]->Drain(output_);
     }
+    left_.ranks();
     signalfd_siginfo info;
     while (read(signals_, &info, sizeof(info)) == sizeof(info)) {
       if (info.ssi_signo != SIGCHLD) Interrupted(static_cast<int>(info.ssi_signo));
     }
     LookForEnded();
+    Judge();
     if (next_signal_ != 0 && NowNs() >= due_ns_) Stop(next_signal_);
     if (!output_.Flush()) ReaderGone();
   }
@@ -274,18 +283,45 @@ class Launcher {
       for (Stream* stream : {&rank.out, &rank.err}) stream->Drain(output_);
       const bool killed = info.si_code != CLD_EXITED;
       if (!killed && info.si_status == 0) continue;
-      const std::string how = "rank " + std::to_string(r) +
-                              (killed ? " was killed by " + SignalName(info.si_status)
-                                      : " failed with exit code " + std::to_string(info.si_status));
+      rank.code = killed ? 128 + info.si_status : info.si_status;
+      rank.how = "rank " + std::to_string(r) +
+                 (killed ? " was killed by " + SignalName(info.si_status)
+                         : " failed with exit code " + std::to_string(info.si_status));
       if (exit_code_) {
-        if (options_.verbose) Say(how);
+        if (options_.verbose) Say(rank.how);
         continue;
       }
-      exit_code_ = killed ? 128 + info.si_status : info.si_status;
-      const bool alone = AllEnded();
-      Say(how + (alone ? "" : "; the others get 3 s to end by themselves"));
-      Schedule(SIGTERM, kGraceNs);
+      failed_.push_back(static_cast<int>(r));
+      if (first_failure_ns_ == 0) first_failure_ns_ = NowNs();
     }
+  }
+
+  // Which failure is the cause? That of a rank which ended without leaving the job; else that of
+  // the one that left first: the others could fail because it left, and may have ended before it.
+  void Judge() {
+    if (failed_.empty() || exit_code_) return;
+    const std::vector<int>& left = left_.ranks();
+    const auto has_left = [&](int r) { return std::count(left.begin(), left.end(), r) > 0; };
+    int cause = -1;
+    for (const int r : failed_) {
+      if (cause < 0 && !has_left(r)) cause = r;
+    }
+    const bool late = NowNs() - first_failure_ns_ >= kVerdictNs;
+    for (const int r : left) {
+      if (cause >= 0 || r < 0 || r >= options_.ranks) continue;
+      const Rank& rank = ranks_[static_cast<size_t>(r)];
+      if (!rank.ended && !late) return;
+      if (rank.ended && !rank.how.empty()) cause = r;
+    }
+    const Rank& rank = ranks_[static_cast<size_t>(cause < 0 ? failed_.front() : cause)];
+    exit_code_ = rank.code;
+    Say(rank.how + (AllEnded() ? "" : "; the others get 3 s to end by themselves"));
+    for (const int r : failed_) {
+      if (options_.verbose && &ranks_[static_cast<size_t>(r)] != &rank) {
+        Say(ranks_[static_cast<size_t>(r)].how);
+      }
+    }
+    Schedule(SIGTERM, first_failure_ns_ + kGraceNs - NowNs());
   }
 
   void Interrupted(int signal) {
@@ -369,6 +405,10 @@ class Launcher {
   int signals_ = -1;
   Output output_;
   std::optional<int> exit_code_;  // Set by what ended the job first.
+  LeaveNotes left_;
+  std::vector<int>
+      failed_;  // Ranks, in the order of their ends, until one is found to be the cause.
+  int64_t first_failure_ns_ = 0;
   bool interrupted_ = false;
   int next_signal_ = 0;  // To be sent at due_ns_; 0: none.
   int64_t due_ns_ = 0;

@@ -378,9 +378,10 @@ std::vector<std::string> Server::CheckTime(int64_t now_ns) {
         missing += (missing.empty() ? "" : ", ") + std::to_string(m);
       }
       Condemn({grpc::StatusCode::DEADLINE_EXCEEDED,
-               "of " + std::to_string(options_.size) + " ranks these did not join in time: " +
-                   missing + " (" + Rank(r) + " waited for BLUEFOG_JOIN_TIMEOUT_MS=" +
-                   std::to_string(member.join.timeout_ms()) + ")"});
+               "of " + std::to_string(options_.size) +
+                   " ranks these did not join in time: " + missing + " (" + Rank(r) +
+                   " waited for " + Seconds(member.join.timeout_ms() * kMillisecond) +
+                   "; BLUEFOG_JOIN_TIMEOUT_MS)"});
     }
   }
   for (const auto& [stream, rank] : streams_) {

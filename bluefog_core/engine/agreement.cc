@@ -81,19 +81,29 @@ int64_t HashOf(const ParameterInfo& p) {
 }
 
 // What every rank says first.
-enum Head : size_t { kCount, kStep, kPlugin, kHeadLength };
+enum Head : size_t { kCount, kStep, kPlugin, kSettings, kHeadLength };
 
 }  // namespace
 
 Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::string& plugin,
-                        int64_t step, std::span<const ParameterInfo> params,
+                        const std::string& settings, int64_t step,
+                        std::span<const ParameterInfo> params,
                         const std::function<bool()>& interrupted) {
   const int size = engine->place().size;
   if (size == 1) return absl::OkStatus();
   const Agreement agreement(engine, name, interrupted);
   const auto count = static_cast<int64_t>(params.size());
   const auto heads =
-      agreement.Gather({count, step, Bits(StableHash().Add(std::string_view(plugin)))}, "head");
+      agreement.Gather({count, step, Bits(StableHash().Add(std::string_view(plugin))),
+                        Bits(StableHash().Add(std::string_view(settings)))},
+                       "head");
+  if (absl::IsDeadlineExceeded(heads.status())) {
+    return absl::DeadlineExceededError(
+        "optimizer '" + plugin + "' with " + std::to_string(count) +
+        " parameters: not all ranks make it. Optimizers are made, and models changed, on all ranks "
+        "alike and in the same order; after an error in that on one rank only, end the job. (" +
+        std::string(heads.status().message()) + ")");
+  }
   if (!heads.ok()) return heads.status();
   const auto head = [&](int r, Head field) {
     return (*heads)[static_cast<size_t>(r) * kHeadLength + field];
@@ -112,6 +122,9 @@ Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::stri
     }
     if (head(r, kPlugin) != head(0, kPlugin)) {
       return agreement.Differ("plugin ", "'" + plugin + "'", r);
+    }
+    if (head(r, kSettings) != head(0, kSettings)) {
+      return agreement.Differ("settings ", "'" + settings + "'", r);
     }
   }
   std::vector<int64_t> hashes;

@@ -12,11 +12,12 @@
 
 namespace bluefog {
 
-/// Collective. Compares plugin, step, and names, layouts, groups and order of the parameters; the
-/// error names the rank that differs from rank 0 and both values. `name` is the optimizer's in this
-/// job; `interrupted` as in DistributedOptimizerOptions.
+/// Collective. Compares plugin, settings, step, and names, layouts, groups and order of the
+/// parameters; the error names the rank that differs from rank 0 and both values. `name` is the
+/// optimizer's in this job; `interrupted` as in DistributedOptimizerOptions.
 Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::string& plugin,
-                        int64_t step, std::span<const ParameterInfo> params,
+                        const std::string& settings, int64_t step,
+                        std::span<const ParameterInfo> params,
                         const std::function<bool()>& interrupted);
 
 /// Collective, the end of it: `mine`, or Aborted with the rank where it went wrong.

@@ -32,7 +32,7 @@ struct OptimizerShared {
   // How far the step is: buckets to go.
   std::atomic<int> to_produce{0}, to_consume{0};
   Completion produced, consumed;
-  Mutex mu;
+  mutable Mutex mu;
   Status failure GUARDED_BY(mu);  ///< First of the optimizer.
   std::atomic<int> in_flight{0};  ///< Operations not done.
   Completion quiet;

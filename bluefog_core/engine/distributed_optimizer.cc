@@ -33,6 +33,8 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   int64_t step() const override { return step_; }
   bool in_step() const override { return in_step_ || leaving_; }
   int64_t bytes_pinned() const override { return bytes_pinned_; }
+  Status status() const override { return Failure(); }
+  void Retire(const std::string& why) override { GiveUp(absl::AbortedError(Where() + ": " + why)); }
   Status SetStep(int64_t step) override;
   Status SetTopology(std::shared_ptr<const TopologySequence> topology, int64_t from_step) override;
   Status Ready(int param, const ParameterBinding& binding, std::span<const Hyper> hypers) override;
@@ -59,6 +61,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   Status CheckHypers(std::span<const Hyper> hypers) const;
   Status Open(std::span<const Hyper> hypers);
   Status CheckSize(const TopologySequence& topology) const;
+  Status CheckBinding(int param, const ParameterBinding& binding) const;
   /// Finds and checks the topology of `step`, for all of its buckets.
   Status UseTopologyOf(int64_t step);
   StatusOr<const Exchange*> ExchangeOf(const StepPlan& exchanges) const;
@@ -69,7 +72,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   /// The step cannot go on here: nobody is to wait for it, nor for a later one.
   void GiveUp(const Status& status);
   void MeasureModel();
-  Status Failure();
+  Status Failure() const;
 
   OptimizerShared shared_;
   DistributedOptimizerOptions options_;
@@ -181,8 +184,8 @@ Status DistributedOptimizerImpl::Init() {
     }
   }
   // Agreement first: buckets of different lengths would only say that something differs.
-  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, t.name, step_, shared_.params,
-                                  options_.interrupted);
+  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, t.name, options_.agreed, step_,
+                                  shared_.params, options_.interrupted);
       !s.ok()) {
     return s;
   }
@@ -290,6 +293,18 @@ Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySeque
   return absl::OkStatus();
 }
 
+Status DistributedOptimizerImpl::CheckBinding(int param, const ParameterBinding& binding) const {
+  if (shared_.params[static_cast<size_t>(param)].count == 0) return absl::OkStatus();
+  if (binding.x == nullptr) return absl::InvalidArgumentError(Where(param) + ": x is null");
+  for (size_t k = 0; k < traits().states.size(); ++k) {
+    if (binding.state[k] != nullptr) continue;
+    return absl::InvalidArgumentError(Where(param) + ": the state '" + traits().states[k] +
+                                      "' is null; it must be as long as the parameter, and zero at "
+                                      "the start");
+  }
+  return absl::OkStatus();
+}
+
 Status DistributedOptimizerImpl::CheckSize(const TopologySequence& topology) const {
   const int size = shared_.engine->place().size;
   if (topology.size() == size) return absl::OkStatus();
@@ -344,7 +359,15 @@ Status DistributedOptimizerImpl::CheckHypers(std::span<const Hyper> hypers) cons
 // The first touch of a step, or a later one.
 Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
   if (in_step_) return CheckUnchanged(hypers);
-  if (Status s = Failure(); !s.ok()) return s;
+  if (Status s = Failure(); absl::IsUnavailable(s)) {
+    return s;
+  } else if (!s.ok()) {
+    return Status(s.code(),
+                  Where() +
+                      ": the optimizer failed before, and parameters may be partly updated: " +
+                      std::string(s.message()) +
+                      ". Load a checkpoint on all ranks, or make a new optimizer there");
+  }
   if (leaving_) {
     return absl::FailedPreconditionError(
         Where() + ": the end of the step before was not waited for; see WaitStep");
@@ -378,7 +401,7 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
   return absl::OkStatus();
 }
 
-Status DistributedOptimizerImpl::Failure() {
+Status DistributedOptimizerImpl::Failure() const {
   MutexLock lock(shared_.mu);
   return shared_.failure;
 }
@@ -391,6 +414,8 @@ void DistributedOptimizerImpl::GiveUp(const Status& status) {
   for (const auto* edges : {&around.in, &around.out}) {
     for (const Edge& e : *edges) peers.insert(e.rank);
   }
+  for (int r = 0; !traits().uses_topology && r < graph.size(); ++r) peers.insert(r);
+  peers.erase(shared_.engine->place().rank);
   UnderTheLock([&](Executor& executor) {
     for (NameEntry* const name : shared_.bucket_names) {
       executor.Condemn(name, status, std::vector<int>(peers.begin(), peers.end()));
@@ -501,6 +526,7 @@ Status DistributedOptimizerImpl::Ready(int param, const ParameterBinding& bindin
                                       std::to_string(param));
   }
   if (Status s = shared_.engine->CheckUsable(traits().name); !s.ok()) return s;
+  if (Status s = CheckBinding(param, binding); !s.ok()) return s;
   if (begun_ && in_step_) {
     return absl::FailedPreconditionError(Where(param) + ": ready after the step was begun");
   }
@@ -578,6 +604,10 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
     return absl::InvalidArgumentError(traits().name + ": " + std::to_string(bindings.size()) +
                                       " bindings for " + std::to_string(shared_.params.size()) +
                                       " parameters");
+  }
+  for (size_t i = 0; i < bindings.size(); ++i) {
+    if (in_step_ && ready_[i]) continue;
+    if (Status s = CheckBinding(static_cast<int>(i), bindings[i]); !s.ok()) return s;
   }
   if (Status s = Open(hypers); !s.ok()) return s;
   for (size_t i = 0; i < bindings.size(); ++i) {

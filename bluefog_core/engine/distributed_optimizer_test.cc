@@ -42,7 +42,7 @@ TEST(DistributedOptimizerTest, GivenUpWhileTheRanksAgreeItsMemoryIsNotWrittenAny
   // Of the sizes of what was gathered: this is where it would have been.
   constexpr int64_t kUntouched = 0x5a5a5a5a;
   std::vector<std::vector<int64_t>> memory;
-  for (int i = 0; i < 1000; ++i) memory.emplace_back(i % 2 == 0 ? 6 : 3, kUntouched);
+  for (int i = 0; i < 1000; ++i) memory.emplace_back(i % 2 == 0 ? 8 : 4, kUntouched);
   options = Options({4});
   options.interrupted = [waits = 0]() mutable { return ++waits > 5; };
   EXPECT_FALSE(DistributedOptimizer::Create(comms[1].get(), std::move(options)).ok());
@@ -156,6 +156,25 @@ TEST(DistributedOptimizerTest, AStepThatCannotBePlannedIsToldToTheNeighbours) {
     });
   }
   for (std::thread& t : threads) t.join();
+}
+
+TEST(DistributedOptimizerTest, NullIsNoMemory) {
+  auto comm = std::move(Make(1).front());
+  DistributedOptimizerOptions options = Options({4});
+  options.plugin = "dmsgd";
+  auto made = DistributedOptimizer::Create(comm.get(), std::move(options));
+  ASSERT_TRUE(made.ok()) << made.status();
+  std::vector<float> x(4), g(4);
+  const Hyper hyper{.lr = 0.1, .momentum = 0.9};
+  const ParameterBinding no_x{.g = g.data()}, no_state{.x = x.data(), .g = g.data()};
+  for (const auto& [binding, text] :
+       {std::pair{no_x, "parameter 'p0': x is null"}, std::pair{no_state, "' is null"}}) {
+    for (const Status& status :
+         {(*made)->Ready(0, binding, {&hyper, 1}), (*made)->Step({&binding, 1}, {&hyper, 1})}) {
+      EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+    }
+  }
 }
 
 TEST(DistributedOptimizerTest, AnUnknownPluginIsAnError) {

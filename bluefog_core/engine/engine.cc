@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/failpoint.h"
 #include "base/hash.h"
+#include "base/leave_note.h"
 #include "base/log.h"
 #include "engine/fork_guard.h"
 
@@ -209,6 +210,7 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
       membership = std::move(membership_);
     }
     if (membership != nullptr) {
+      SendLeaveNote(place_.job_id, place_.rank);
       membership->Leave();
       membership.reset();
     }

@@ -111,6 +111,10 @@ class Engine final : private transport::Receiver {
   void RankLeft(int rank);
   void DropFinished() EXCLUDES(inbox_mu_);
   StatusOr<std::shared_ptr<const Plan>> PlanFor(const OpSpec& spec, int64_t round);
+  Status CheckUse(const OpSpec& spec, NameEntry* name, uint32_t layout_hash, int64_t* round);
+  void Refuse(const OpSpec& spec, NameEntry* name, int64_t round, const Status& why);
+  /// Whom this call may keep waiting.
+  std::vector<int> PeersOf(const OpSpec& spec, int64_t round) const;
   StatusOr<Neighborhood> CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
                                           std::vector<double>* send_weights) const;
   /// The message says what is wrong, not where.

@@ -211,13 +211,12 @@ bool Executor::Run() {
     }
   }
   copied_ = may_copy_ = false;
-  for (size_t i = 0; i < active_.size(); ++i) {
-    if (!active_[i]->publishes_open.empty()) moved |= RunPublishes(active_[i]);
-  }
-  // Failing inside RunPublishes leaves operations to be ended.
   for (size_t i = 0; i < active_.size();) {
     Operation* op = active_[i];
-    FinishIfQuiet(op);
+    if (!op->publishes_open.empty() && RunPublishes(op)) {
+      moved = true;
+      FinishIfQuiet(op);
+    }
     if (i < active_.size() && active_[i] == op) ++i;
   }
   if (ready_units_ == 0) return moved;

@@ -80,6 +80,8 @@ class Executor {
   /// Operations of this name fail from now on, here and at whoever sends to them; at `tell` the
   /// next one that they submit.
   void Condemn(NameEntry* name, const Status& status, std::span<const int> tell);
+  /// Use number `use` of `name` is refused here: those who wait for this rank in it are told why.
+  void Reject(const NameEntry& name, uint64_t use, const Status& why, std::span<const int> peers);
   /// What is still under way, and for whom it waits; of several the oldest. Empty if nothing is.
   std::string Outstanding() const;
   /// Stall reports and time-outs. Returns when to look again (ns), or INT64_MAX.

@@ -155,6 +155,17 @@ void Executor::Condemn(NameEntry* name, const Status& status, std::span<const in
   FailUnfinished([name](const Operation& op) { return op.name == name; }, status);
 }
 
+void Executor::Reject(const NameEntry& name, uint64_t use, const Status& why,
+                      std::span<const int> peers) {
+  WireHeader header;
+  header.key = {name.hash, use};
+  for (const Match::Early& e : match_.Skip(header.key)) {
+    if (e.header.kind == MessageKind::kAbort) continue;
+    Refuse(e.header, e.peer, why, e.header.kind == MessageKind::kData ? &e.view : nullptr);
+  }
+  for (const int peer : peers) Abort(header, peer, why);
+}
+
 void Executor::FailPeer(int peer, const Status& status, bool died) {
   if (!peer_status_[peer].ok()) return;
   peer_status_[peer] = status;
@@ -244,7 +255,7 @@ std::string Executor::PeersMissing(const Operation& op) const {
     }
     why = " to submit it";
   }
-  if (missing.empty()) return "a local gate";
+  if (missing.empty()) return "its own turn: rank " + std::to_string(rank_) + " has more under way";
   std::sort(missing.begin(), missing.end());
   missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
   std::string text = missing.size() == 1 ? "rank " : "ranks ";
@@ -262,6 +273,8 @@ std::string Executor::Outstanding() const {
 }
 
 int64_t Executor::CheckDeadlines(int64_t now) {
+  constexpr int kReported = 4;
+  int stalled = 0;
   int64_t next = INT64_MAX;
   sweep_.assign(active_.begin(), active_.end());  // What fails is taken out of active_.
   for (Operation* op : sweep_) {
@@ -279,9 +292,11 @@ int64_t Executor::CheckDeadlines(int64_t now) {
       continue;
     }
     if (now >= op->next_report_ns) {
-      BLUEFOG_LOG(kWarning) << "stall: " << op->ToString() << " waits since "
-                            << (now - op->waits_since_ns) / kMillisecond / 1000 << " s for "
-                            << PeersMissing(*op);
+      if (++stalled <= kReported) {
+        BLUEFOG_LOG(kWarning) << "stall: " << op->ToString() << " waits since "
+                              << (now - op->waits_since_ns) / kMillisecond / 1000 << " s for "
+                              << PeersMissing(*op);
+      }
       op->next_report_ns = now + config_.stall_report_ms * kMillisecond;
       if (!op->probed && !op->needs_posts) {
         // A partner that finished without this rank answers with a refusal.
@@ -290,6 +305,13 @@ int64_t Executor::CheckDeadlines(int64_t now) {
       }
     }
     next = std::min({next, timeout, op->next_report_ns});
+  }
+  if (stalled > kReported) {
+    BLUEFOG_LOG(kWarning) << "stall: and " << stalled - kReported << " operations more";
+    // The others join in next time, so that there is one report and not one for each start.
+    for (Operation* op : active_)
+      op->next_report_ns =
+          std::max(op->next_report_ns, now + config_.stall_report_ms * kMillisecond);
   }
   return next;
 }

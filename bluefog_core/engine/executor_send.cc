@@ -152,10 +152,9 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
   return true;
 }
 
-// Is there room at destination `d` for one more message of `op`?
+// Beyond the unasked window: is there room at destination `d` for one more message of `op`?
 bool Executor::MaySend(Operation* op, int d) {
   const int peer = op->plan->destinations[d];
-  if (owed_[peer] < kUnaskedWindow) return true;
   if (op->posted[d] == Operation::kNotPosted) {
     op->posted[d] = Operation::kAsked;
     Post(op, peer, kSendsToYou);
@@ -198,7 +197,9 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     }
     const int64_t begin_ns = trace_->on() ? NowNs() : 0;
     const SendResult sent =
-        MaySend(op, op->plan->DestinationOf(target.peer)) && FlushOutbox(target.peer)
+        (owed_[target.peer] < kUnaskedWindow ||
+         MaySend(op, op->plan->DestinationOf(target.peer))) &&
+                FlushOutbox(target.peer)
             ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
                                         Cookie{op->index, unit.ordinal, t}.Pack())
             : SendResult::kBusy;
@@ -232,7 +233,7 @@ bool Executor::RunPublishes(Operation* op) {
   const size_t window = kWindow * op->plan->destinations.size();
   while (!op->publishes_open.empty() && !op->failing && op->inflight.size() < window) {
     if (!Publish(op, op->publishes_open.front(), &moved)) break;
-    if (op->failing) break;
+    if (op->failing) return true;
     op->publishes_open.erase(op->publishes_open.begin());
   }
   return moved;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <sstream>
 #include <utility>
 
@@ -83,6 +84,17 @@ void Match::Forget(int peer, std::vector<Early>* views) {
     }
     std::erase_if(name.early, forgotten);
   }
+}
+
+std::vector<Match::Early> Match::Skip(const Key& key) {
+  Name& name = names_[key.name_hash];
+  name.next_use = key.use + 1;
+  const auto others = std::stable_partition(name.early.begin(), name.early.end(),
+                                            [&](const Early& e) { return e.header.key != key; });
+  std::vector<Early> skipped(std::make_move_iterator(others),
+                             std::make_move_iterator(name.early.end()));
+  name.early.erase(others, name.early.end());
+  return skipped;
 }
 
 std::vector<Match::Early> Match::Condemn(uint64_t name_hash, const Status& status) {

@@ -41,6 +41,8 @@ class Match {
   /// Everything stored from `peer`, forgotten.
   void Forget(int peer, std::vector<Early>* views);
   uint64_t NextUse(uint64_t name_hash) const;
+  /// That use will not come. Returns what came early for it.
+  std::vector<Early> Skip(const Key& key);
   /// From now on `name_hash` stands for failed operations only. Returns what came early for them.
   std::vector<Early> Condemn(uint64_t name_hash, const Status& status);
   /// Why operations of this name fail; Ok if they need not.

@@ -33,6 +33,25 @@ const char* NameOf(Op op) {
 
 namespace {
 
+/// Blocks of all ranks along the first dimension, which is the outermost in memory.
+TensorView Gathered(const TensorView& input, int ranks) {
+  TensorView output = input;
+  output.count *= ranks;
+  if (output.ndim == 0) {
+    output.ndim = 1;
+    output.strides[0] = 1;
+    output.shape[0] = output.count;
+    return output;
+  }
+  output.shape[0] *= ranks;
+  int64_t stride = 1;
+  for (int d = output.ndim - 1; d >= 0; --d) {
+    output.strides[d] = stride;
+    stride *= output.shape[d];
+  }
+  return output;
+}
+
 /// The name is this call's own from the moment it was found free, also beside other threads.
 class Claim {
  public:
@@ -120,9 +139,16 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
         "rank " + std::to_string(place_.rank) + ": neighbor_allreduce" +
         (spec.name.empty() ? "" : " '" + spec.name + "'") + ": " + text);
   };
+  if (!std::isfinite(call.self_weight)) {
+    return bad("self_weight is " + std::to_string(call.self_weight) + "; weights must be finite");
+  }
   const auto check = [&](const std::vector<Edge>& edges, const char* which) -> Status {
     std::set<int> seen;
     for (const Edge& e : edges) {
+      if (!std::isfinite(e.weight)) {
+        return bad(std::string(which) + " gives rank " + std::to_string(e.rank) + " the weight " +
+                   std::to_string(e.weight) + "; weights must be finite");
+      }
       if (e.rank < 0 || e.rank >= place_.size) {
         return bad(std::string(which) + " names rank " + std::to_string(e.rank) + ", outside 0.." +
                    std::to_string(place_.size - 1));
@@ -169,6 +195,27 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
   return out;
 }
 
+std::vector<int> Engine::PeersOf(const OpSpec& spec, int64_t round) const {
+  std::set<int> peers;
+  const auto add = [&](const std::vector<Edge>& edges) {
+    for (const Edge& e : edges) {
+      if (e.rank >= 0 && e.rank < place_.size) peers.insert(e.rank);
+    }
+  };
+  if (spec.op != Op::kNeighborAllreduce) {
+    for (int r = 0; r < place_.size; ++r) peers.insert(r);
+  } else if (spec.weights && spec.weights->dst) {
+    add(spec.weights->src);
+    add(*spec.weights->dst);
+  } else {
+    const Topology graph = topology()->at(round);
+    add(graph.neighborhood(place_.rank).in);
+    add(graph.neighborhood(place_.rank).out);
+  }
+  peers.erase(place_.rank);
+  return {peers.begin(), peers.end()};
+}
+
 StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_t round) {
   Planner::Request request;
   request.op = spec.op;
@@ -194,6 +241,42 @@ StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_
   return planner_.Get(request);
 }
 
+// What a name stands for, and which round of the topology its use is.
+Status Engine::CheckUse(const OpSpec& spec, NameEntry* name, uint32_t layout_hash, int64_t* round) {
+  MutexLock lock(inbox_mu_);
+  // By name, so that the order of submission does not matter here either.
+  if (spec.op == Op::kNeighborAllreduce && !(spec.weights && spec.weights->dst)) {
+    if (std::exchange(name->topologies, topologies_) != topologies_) name->round = 0;
+    *round = name->round++;
+  }
+  if (spec.name.empty()) return absl::OkStatus();
+  const uint64_t hash = StableHash().Add(spec.op).Add(layout_hash).value();
+  const auto text = [&] { return std::string(NameOf(spec.op)) + " " + spec.input.ToString(); };
+  // Only what succeeded counts: after a mistake the name may be used as it should have been.
+  if (name->first_hash == 0 || !name->proven.load(std::memory_order_relaxed)) {
+    name->first_hash = hash;
+    name->first_use = text();
+  } else if (name->first_hash != hash) {
+    return absl::InvalidArgumentError("the name stands for " + name->first_use +
+                                      " since its first use, and now came " + text() +
+                                      "; use another name for another tensor");
+  }
+  return absl::OkStatus();
+}
+
+// This may be the only rank where the call is wrong: it counts as a use, and the others are told.
+void Engine::Refuse(const OpSpec& spec, NameEntry* name, int64_t round, const Status& why) {
+  {
+    const std::vector<int> peers = PeersOf(spec, round);
+    MutexLock lock(inbox_mu_);
+    inbox_.push_back({{}, [name, use = name->next_use++, why, peers](Executor& executor) {
+                        executor.Reject(*name, use, why, peers);
+                      }});
+    inbox_filled_.store(true);
+  }
+  KickIfNeeded();
+}
+
 StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   const bool automatic = spec.name.empty();
   // For error messages only.
@@ -216,36 +299,21 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   }
   NameEntry* name = automatic ? op_names_[static_cast<size_t>(spec.op)] : Name(spec.name, false);
   const uint32_t layout_hash = spec.input.LayoutHash();
-  int64_t round = 0;
   Claim claim;
-  {
+  if (!automatic && !claim.Take(name)) {
     MutexLock lock(inbox_mu_);
-    if (!automatic) {
-      const uint64_t hash = StableHash().Add(spec.op).Add(layout_hash).value();
-      const auto text = [&] { return std::string(NameOf(spec.op)) + " " + spec.input.ToString(); };
-      if (!claim.Take(name)) {
-        return located(absl::InvalidArgumentError("an operation of this name is in flight (" +
-                                                  name->first_use +
-                                                  "); wait for it first, or use another name"));
-      }
-      // Only what succeeded counts: after a mistake the name may be used as it should have been.
-      if (name->first_hash == 0 || !name->proven.load(std::memory_order_relaxed)) {
-        name->first_hash = hash;
-        name->first_use = text();
-      } else if (name->first_hash != hash) {
-        return located(absl::InvalidArgumentError("the name stands for " + name->first_use +
-                                                  " since its first use, and now came " + text() +
-                                                  "; use another name for another tensor"));
-      }
-    }
-    // By name, so that the order of submission does not matter here either.
-    if (spec.op == Op::kNeighborAllreduce && !(spec.weights && spec.weights->dst)) {
-      if (std::exchange(name->topologies, topologies_) != topologies_) name->round = 0;
-      round = name->round++;
-    }
+    return located(absl::InvalidArgumentError("an operation of this name is in flight (" +
+                                              name->first_use +
+                                              "); wait for it first, or use another name"));
   }
+  int64_t round = 0;
+  const auto refuse = [&](const Status& s) {
+    Refuse(spec, name, round, s);
+    return s;
+  };
+  if (Status s = CheckUse(spec, name, layout_hash, &round); !s.ok()) return refuse(located(s));
   StatusOr<std::shared_ptr<const Plan>> plan = PlanFor(spec, round);
-  if (!plan.ok()) return plan.status();
+  if (!plan.ok()) return refuse(plan.status());
 
   Submission s;
   s.op = spec.op;
@@ -264,25 +332,9 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.in[0] = static_cast<std::byte*>(spec.input.data);
   auto work = std::allocate_shared<WorkImpl>(RecyclingAllocator<WorkImpl>(works_), this, name);
   if (spec.output.data == nullptr && spec.op != Op::kBarrier) {
-    TensorView output = spec.input;
-    if (spec.op == Op::kAllgather) {
-      output.count *= place_.size;
-      if (output.ndim == 0) {
-        output.ndim = 1;
-        output.strides[0] = 1;
-        output.shape[0] = output.count;
-      } else {
-        output.shape[0] *= place_.size;
-        // Gathered along the first dimension, which is the outermost in memory.
-        int64_t stride = 1;
-        for (int d = output.ndim - 1; d >= 0; --d) {
-          output.strides[d] = stride;
-          stride *= output.shape[d];
-        }
-      }
-    }
+    TensorView output = spec.op == Op::kAllgather ? Gathered(spec.input, place_.size) : spec.input;
     StatusOr<std::shared_ptr<std::byte>> memory = outputs_->Allocate(output.bytes());
-    if (!memory.ok()) return located(memory.status());
+    if (!memory.ok()) return refuse(located(memory.status()));
     output.data = memory->get();
     spec.output = output;
     work->BindOutput(output, *std::move(memory));
@@ -293,7 +345,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   if (s.plan->schedule.scratch_count > 0) {
     StatusOr<std::shared_ptr<std::byte>> scratch =
         scratch_->Allocate(s.plan->schedule.scratch_count * s.element_bytes);
-    if (!scratch.ok()) return located(scratch.status());
+    if (!scratch.ok()) return refuse(located(scratch.status()));
     s.scratch[0] = scratch->get();
     s.scratch_memory = *std::move(scratch);
   }

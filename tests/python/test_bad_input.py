@@ -262,6 +262,27 @@ def test_shapes_for_which_there_is_no_memory():
     told(lambda: bf.empty(3, complex), "complex128", kind=TypeError)
 
 
+def test_a_rank_without_memory_is_named_on_all():
+    script = """
+import resource, numpy as np, bluefog as bf
+bf.init(lambda n: bf.topology.ring(n))
+x = np.ones(16 << 20, np.float32)
+bf.neighbor_allreduce(np.ones(3))
+bf.barrier()
+if bf.rank() == 1:
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20),) * 2)
+try:
+    bf.neighbor_allreduce(x, name="grad")
+except bf.BluefogError as error:
+    print(error.code, error, flush=True)
+"""
+    for rank, result in enumerate(run_script(2, script)):
+        assert result.stdout.startswith("RESOURCE_EXHAUSTED"), (rank, result.stdout, result.stderr)
+        assert "rank 1: neighbor_allreduce 'grad'" in result.stdout
+        assert "ulimit -v" in result.stdout
+
+
 @on_ranks(2)
 def test_one_wrong_tensor_among_parameters():
     """The others are exchanged all the same, and no handle is left behind."""

@@ -42,6 +42,7 @@ def test_fashion_mnist_trains_and_writes_what_it_says(tmp_path):
         (["--optimizer", "adam"], "adam"),
         (["--topology", "moebius"], "moebius"),
         (["--data", "/nowhere"], "dataset-fashion-mnist"),
+        (["--json", "/"], "--json / cannot be written"),
     ],
 )
 def test_fashion_mnist_says_what_is_wrong(arguments, text):

@@ -340,6 +340,32 @@ def test_set_topology():
 
 
 @on_ranks(N)
+def test_another_size_under_a_name_on_one_rank_is_told_to_its_partners():
+    bf.set_topology(bf.topology.ring(N))
+    r = bf.rank()
+    for call in (bf.allreduce, bf.neighbor_allreduce):
+        name = f"grown {call.__name__}"
+        call(np.ones(4), name=name)
+        if call is bf.allreduce or r != 3:  # No neighbour of rank 1.
+            with pytest.raises(ValueError, match=r"rank 1: .*float64\[4\].*float64\[5\]"):
+                call(np.ones(5 if r == 1 else 4), name=name)
+        else:
+            call(np.ones(4), name=name)
+        bf.barrier()
+        # It counted as a use.
+        np.testing.assert_allclose(call(np.full(4, 2.0), name=name), 2.0)
+
+
+@on_ranks(N)
+def test_weights_that_are_no_numbers():
+    other = (bf.rank() + 1) % N
+    for weights in ({"self_weight": np.nan}, {"src_weights": {other: np.inf}}):
+        arguments = {"self_weight": 0.5, "src_weights": {other: 0.5}, "dst_weights": [other]}
+        with pytest.raises(ValueError, match="weights must be finite"):
+            bf.neighbor_allreduce(np.ones(3), **{**arguments, **weights})
+
+
+@on_ranks(N)
 def test_wrong_topologies():
     negative = np.eye(N)
     negative[1, 2] = -0.5

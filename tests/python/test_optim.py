@@ -535,6 +535,47 @@ def test_models_of_every_kind():
 
 
 @on_ranks(N)
+def test_after_a_difference_a_checkpoint_makes_it_work_again():
+    for name in ("DecentLaM", "PmSGD"):
+        model = make_model()
+        optimizer = make(name, model)
+        train(model, optimizer, 2)
+        checkpoint = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = lr * (1 + bf.rank())
+        with pytest.raises(ValueError, match="learning rate"):
+            train(model, optimizer, 1, start=2)
+        optimizer.param_groups[0]["lr"] = lr
+        with pytest.raises(ValueError, match=r"the optimizer failed before.*learning rate"):
+            train(model, optimizer, 1, start=2)
+        model.load_state_dict(checkpoint[0])
+        optimizer.load_state_dict(checkpoint[1])
+        train(model, optimizer, 2, start=2)
+        reference = make_model()
+        train(reference, make(name, reference), 4)
+        assert same(model, reference), name
+
+
+@on_ranks(N)
+def test_a_model_converted_on_one_rank_is_told_on_all():
+    model = make_model()
+    optimizer = make("DecentLaM", model, overlap=False)
+    train(model, optimizer, 1)
+    if bf.rank() == 1:
+        optimizer._core.retire("parameter '0.weight' was torch.float32 and is torch.float64 now")
+    if bf.rank() in (0, 2):
+        with pytest.raises(bf.BluefogError, match=r"rank 1.*torch.float32 and is torch.float64 now"):
+            train(model, optimizer, 1, start=1)
+    bf.barrier()
+
+
+@on_ranks(N)
+def test_settings_that_differ_between_ranks():
+    with pytest.raises(ValueError, match=r"broadcast=False.*on rank 0.*broadcast=True.*on rank 1"):
+        make("DSGD", make_model(), broadcast=bf.rank() != 0)
+
+
+@on_ranks(N)
 def test_bytes_pinned_are_those_that_info_tells():
     elements = 1 << 18
 

@@ -369,3 +369,19 @@ print(bf.neighbor_allreduce(np.full(300_000, bf.rank(), float), name="last")[-1]
 """
     ranks = run_script(2, script, BLUEFOG_STALL_REPORT_MS="300")
     assert [p.stdout for p in ranks] == ["0.5\n", "0.5\n"], [p.stderr for p in ranks]
+
+
+def test_the_launcher_returns_the_code_of_the_cause_and_not_of_its_consequence():
+    script = """
+import sys, numpy as np, bluefog as bf
+bf.init()
+bf.barrier()
+if bf.rank() == 1:
+    sys.exit(77)
+bf.allreduce(np.ones(3))
+"""
+    for _ in range(4):
+        command = ["bluefog", "run", "-np", "4", sys.executable, "-c", script]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 77, result.stderr
+        assert "rank 1 failed with exit code 77" in result.stderr

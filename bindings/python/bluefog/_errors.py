@@ -23,8 +23,8 @@ class BluefogError(RuntimeError):
         What kind of failure: ``"UNAVAILABLE"`` (a rank died or left; the communicator is unusable
         from then on), ``"DEADLINE_EXCEEDED"`` (a partner never submitted its side), ``"ABORTED"``
         (another rank failed the same operation), ``"FAILED_PRECONDITION"`` (use before init, after
-        shutdown, in a forked child; a gradient changed), ``"INVALID_ARGUMENT"``,
-        ``"RESOURCE_EXHAUSTED"``.
+        shutdown, in a forked child; a gradient changed), ``"INVALID_ARGUMENT"``, ``"NOT_FOUND"``
+        (a plugin that does not exist), ``"RESOURCE_EXHAUSTED"``.
     """
 
     def __init__(self, message: str, code: str = "FAILED_PRECONDITION") -> None:

@@ -47,8 +47,8 @@ def located(error: Exception, operation: str, name: Any = None) -> Exception:
 
 
 def is_initialized() -> bool:
-    """True between ``init()`` and ``shutdown()``."""
-    return _communicator is not None
+    """True between ``init()`` and ``shutdown()``, but not in a forked child."""
+    return _communicator is not None and not _core.in_forked_child()
 
 
 def init(topology_fn: Callable[[int], Any] | None = None, is_weighted: bool = False) -> None:

@@ -29,7 +29,7 @@ class PyOptimizer {
  public:
   PyOptimizer(const Session& session, const std::string& plugin,
               const std::vector<Parameter>& parameters, std::shared_ptr<TopologySequence> topology,
-              bool allow_unstable, int64_t step)
+              bool allow_unstable, int64_t step, const std::string& agreed)
       : communicator_(session.shared()) {
     Communicator* communicator = &session.get();
     DistributedOptimizerOptions options;
@@ -37,6 +37,7 @@ class PyOptimizer {
     options.topology = std::move(topology);
     options.allow_unstable = allow_unstable;
     options.step = step;
+    options.agreed = agreed;
     for (const auto& [name, tensor, group] : parameters) {
       const auto what = [&name = name] { return "parameter '" + name + "'"; };
       const Imported imported = Import(tensor, what);
@@ -188,9 +189,15 @@ class PyOptimizer {
 void BindOptimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "DistributedOptimizer")
       .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
-                    std::shared_ptr<TopologySequence>, bool, int64_t>(),
+                    std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&>(),
            py::arg("communicator"), py::arg("plugin"), py::arg("params"), py::arg("topology"),
-           py::arg("allow_unstable"), py::arg("step"))
+           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"))
+      .def("retire",
+           [](const PyOptimizer& o, const std::string& why) {
+             const py::gil_scoped_release release;
+             o.get().Retire(why);
+           })
+      .def_property_readonly("failed", [](const PyOptimizer& o) { return !o.get().status().ok(); })
       .def("set_hypers", &PyOptimizer::SetHypers)
       .def("bind", &PyOptimizer::Bind)
       .def("ready", &PyOptimizer::Ready)

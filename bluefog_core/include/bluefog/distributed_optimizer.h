@@ -51,6 +51,7 @@ struct DistributedOptimizerOptions {
   std::shared_ptr<const TopologySequence> topology;
   bool allow_unstable = false;  ///< Run on a graph that CheckTopology refuses; warns.
   int64_t step = 0;             ///< First step, when resuming.
+  std::string agreed;           ///< Settings of the caller's own that all ranks must share.
   /// Asked about every 100 ms while Create waits for the other ranks; true gives up (Ctrl-C).
   std::function<bool()> interrupted;
 };
@@ -64,6 +65,11 @@ class DistributedOptimizer {
   virtual ~DistributedOptimizer() = default;
 
   virtual const Traits& traits() const = 0;
+  /// The first failure that neighbours were told of, or that they told; Ok. No step is possible
+  /// after it: parameters may be partly updated, so load a checkpoint into a new optimizer.
+  virtual Status status() const = 0;
+  /// Ends it between two steps: a neighbour that steps on is told `why`, instead of waiting.
+  virtual void Retire(const std::string& why) = 0;
   virtual int64_t step() const = 0;
   /// Of the next step: after a checkpoint was loaded. Not while a step is under way.
   virtual Status SetStep(int64_t step) = 0;

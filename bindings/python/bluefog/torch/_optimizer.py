@@ -29,6 +29,7 @@ _PARAMETER, _GRADIENT = 1, 2
 _COPIED = (
     *(
         "_allow_unstable",
+        "_broadcasts",
         "_limits",
         "_name",
         "_overlap",
@@ -129,10 +130,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     Notes
     -----
-    Errors in ``step()`` and in ``backward()`` under overlap, other than a lost rank, end the step
-    that was begun first: with the gradients that were there when each became ready, and zero for
+    Misuse of this rank's (a changed gradient, a second backward) ends the step that was begun
+    before it raises: with the gradients that were there when each became ready, and zero for
     parameters that had none. So neighbours do not wait, all ranks stay at the same step, and the
-    optimizer can be used again.
+    optimizer can be used again. Changes that autograd does not see (``p.grad.data``, NumPy views)
+    are not noticed, and give results that depend on chance.
+
+    What ranks tell each other (another lr, topology or step; a rank that came too late) ends the
+    optimizer, as parameters may be partly updated: every further step raises. Once it has raised on
+    every rank, ``load_state_dict`` on all of them makes it work again, or make a new one.
 
     With a ``GradScaler`` use ``overlap=False``. An overflow on this rank then means a step with g
     = 0: it still sends, because its neighbours count on it.
@@ -170,6 +176,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._where = f"rank {communicator.rank}: {self._name}"
         self._overlap = overlap
         self._allow_unstable = allow_unstable
+        self._broadcasts = bool(broadcast)
         # By the step from which each is used; None: that of bf.set_topology.
         self._topologies: dict[int, Any] = {
             0: None if topology is None else self._sequence(topology)
@@ -252,6 +259,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         except BaseException:
             self.state, self.param_groups = before
             raise
+        if self._core is not None and self._core.failed:
+            self._core = None  # The next step registers anew.
         if self._core is not None:
             self._core.step = self.param_groups[0]["step"]
 
@@ -337,6 +346,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         shares = collections.Counter(p.untyped_storage().data_ptr() for p in slots)
         for param, slot in slots.items():
             slot.alone = shares[param.untyped_storage().data_ptr()] == 1
+        if self._core is not None and self._communicator is communicator:
+            # If this is the only rank, the others must not wait for a step of the old one.
+            self._core.retire(self._changes(slots))
         self._core = None  # Its slots are free before the new ones are taken.
         step = self.param_groups[0]["step"]
         current = max(s for s in self._topologies if s <= step)
@@ -348,6 +360,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._topologies[current],
                 self._allow_unstable,
                 step,
+                f"broadcast={self._broadcasts}",
             )
             for from_step, sequence in self._topologies.items():
                 if from_step > current:
@@ -366,6 +379,24 @@ class DistributedOptimizer(torch.optim.Optimizer):
         for param in slots:
             if param not in self._hooks:
                 self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
+
+    def _changes(self, now: dict[torch.Tensor, _Slot]) -> str:
+        """Why this rank registers anew: the first parameter that differs from before."""
+
+        def told(slot: _Slot | None) -> str:
+            if slot is None:
+                return "not there or frozen"
+            return f"{slot.dtype}{list(slot.shape)} with strides {slot.stride}"
+
+        for param in {**self._slots, **now}:
+            old, new = self._slots.get(param), now.get(param)
+            if told(old) != told(new):
+                name = (new or old).name
+                return (
+                    f"parameter '{name}' was {told(old)} and is {told(new)} now; change a model "
+                    "on all ranks alike"
+                )
+        return "it was registered anew"
 
     def _broadcast(self) -> None:
         params = [(name, param) for name, param, _ in self._names()]
