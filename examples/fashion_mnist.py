@@ -186,7 +186,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     bf.init()
-    if args.json and bf.rank() == 0:
+    if args.json:  # Before hours of training; on all ranks, so that all end for the same reason.
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.open("a").close()

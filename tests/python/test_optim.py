@@ -564,7 +564,9 @@ def test_a_model_converted_on_one_rank_is_told_on_all():
     if bf.rank() == 1:
         optimizer._core.retire("parameter '0.weight' was torch.float32 and is torch.float64 now")
     if bf.rank() in (0, 2):
-        with pytest.raises(bf.BluefogError, match=r"rank 1.*torch.float32 and is torch.float64 now"):
+        with pytest.raises(
+            bf.BluefogError, match=r"rank 1.*torch.float32 and is torch.float64 now"
+        ):
             train(model, optimizer, 1, start=1)
     bf.barrier()
 
