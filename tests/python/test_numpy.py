@@ -346,11 +346,12 @@ def test_another_size_under_a_name_on_one_rank_is_told_to_its_partners():
     for call in (bf.allreduce, bf.neighbor_allreduce):
         name = f"grown {call.__name__}"
         call(np.ones(4), name=name)
-        if call is bf.allreduce or r != 3:  # No neighbour of rank 1.
+        if call is bf.allreduce or r != 3:
             with pytest.raises(ValueError, match=r"rank 1: .*float64\[4\].*float64\[5\]"):
                 call(np.ones(5 if r == 1 else 4), name=name)
-        else:
-            call(np.ones(4), name=name)
+        else:  # No neighbour of rank 1: its right result may come before its neighbours fail.
+            with contextlib.suppress(ValueError):
+                call(np.ones(4), name=name)
         bf.barrier()
         # It counted as a use.
         np.testing.assert_allclose(call(np.full(4, 2.0), name=name), 2.0)
