@@ -58,9 +58,6 @@ StatusOr<Topology> Topology::FromEdges(int n, std::vector<WeightedEdge> edges, s
                     twin->from, twin->to, twin->weight, std::next(twin)->weight));
   }
 
-  Topology topology;
-  topology.n_ = n;
-  topology.name_ = std::move(name);
   std::vector<Neighborhood> neighborhoods(static_cast<size_t>(n));
   for (Neighborhood& neighborhood : neighborhoods) neighborhood.self_weight = 0.0;
   for (const WeightedEdge& edge : edges) {
@@ -73,9 +70,7 @@ StatusOr<Topology> Topology::FromEdges(int n, std::vector<WeightedEdge> edges, s
     }
   }
   for (Neighborhood& neighborhood : neighborhoods) neighborhood.uniform = IsUniform(neighborhood);
-  topology.neighborhoods_ =
-      std::make_shared<const std::vector<Neighborhood>>(std::move(neighborhoods));
-  return topology;
+  return Topology(std::make_shared<const Graph>(Graph{std::move(name), std::move(neighborhoods)}));
 }
 
 StatusOr<Topology> Topology::FromMatrix(int n, const std::vector<double>& weights,
@@ -104,7 +99,7 @@ double Topology::weight(int from, int to) const {
 }
 
 std::vector<double> Topology::ToMatrix() const {
-  const auto n = static_cast<size_t>(n_);
+  const auto n = static_cast<size_t>(size());
   std::vector<double> matrix(n * n, 0.0);
   for (size_t i = 0; i < n; ++i) {
     const Neighborhood& row = neighborhood(static_cast<int>(i));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <bluefog/status.h>
@@ -47,24 +48,26 @@ class Topology {
   static StatusOr<Topology> FromEdges(int n, std::vector<WeightedEdge> edges,
                                       std::string name = "custom");
 
-  int size() const { return n_; }
-  const std::string& name() const { return name_; }
+  int size() const { return static_cast<int>(graph_->neighborhoods.size()); }
+  const std::string& name() const { return graph_->name; }
   /// Valid for 0 <= rank < size().
   const Neighborhood& neighborhood(int rank) const {
-    return (*neighborhoods_)[static_cast<size_t>(rank)];
+    return graph_->neighborhoods[static_cast<size_t>(rank)];
   }
   /// W[from][to], 0 where there is no edge; both ranks valid.
   double weight(int from, int to) const;
   std::vector<double> ToMatrix() const;
   friend bool operator==(const Topology& a, const Topology& b) {
-    return *a.neighborhoods_ == *b.neighborhoods_;
+    return a.graph_->neighborhoods == b.graph_->neighborhoods;
   }
 
  private:
-  Topology() = default;
-  int n_ = 0;
-  std::string name_;
-  std::shared_ptr<const std::vector<Neighborhood>> neighborhoods_;
+  struct Graph {
+    std::string name;
+    std::vector<Neighborhood> neighborhoods;  ///< By rank.
+  };
+  explicit Topology(std::shared_ptr<const Graph> graph) : graph_(std::move(graph)) {}
+  std::shared_ptr<const Graph> graph_;
 };
 
 /// Round -> Topology, repeating with a period. A static graph is a sequence of period 1.
