@@ -31,6 +31,7 @@ Executor::Executor(const Config& config, int rank, int size,
       slots_(std::move(arena), SlotBytes(config), config.slot_bytes),
       peers_(static_cast<size_t>(size), nullptr),
       peer_status_(static_cast<size_t>(size)),
+      lines_(static_cast<size_t>(size)),
       owed_(static_cast<size_t>(size)),
       outbox_(static_cast<size_t>(size)) {}
 
@@ -51,7 +52,9 @@ Operation* Executor::NewOperation() {
 void Executor::Start(Operation* op) {
   const Plan& plan = *op->plan;
   op->active = true;
-  op->failing = op->completed = false;
+  op->order = ++started_;
+  op->listed = Operation::kUnlisted;
+  op->computing = op->failing = op->completed = false;
   op->failure = absl::OkStatus();
   op->pending.resize(plan.units.size());
   op->starts.Clear();
@@ -62,6 +65,7 @@ void Executor::Start(Operation* op) {
   for (Operation::Publish& p : op->publishes) p.prepared = p.is_encoded = false;
   op->receives = FirstOf(&op->receive_memory, plan.receives);
   op->posted.assign(plan.destinations.size(), Operation::kNotPosted);
+  op->in_line.assign(plan.destinations.size(), false);
   op->inflight.clear();
   op->broken.clear();
   op->units_left = static_cast<int32_t>(plan.units.size());
@@ -75,7 +79,12 @@ void Executor::Start(Operation* op) {
   op->probed = false;
   op->needs_posts =
       !op->dedicated && plan.largest_message * op->element_bytes > config_.eager_bytes;
+  // How far these grow is chance: at once, so that the memory is there after the first operations.
+  op->starts.Reserve(plan.units.size());
+  op->ready.Reserve(plan.units.size());
+  op->publishes_open.reserve(static_cast<size_t>(plan.publishes));
   active_.push_back(op);
+  sweep_.reserve(active_.capacity());
   op->unanswered = true;
   if (unanswered_++ == 0) stats_->busy_ns -= op->started_ns;
 
@@ -157,6 +166,7 @@ void Executor::MakeReady(Operation* op, int32_t u) {
       break;  // Open from the start.
     case StepKind::kPublish:
       op->publishes_open.push_back(u);
+      WakeSender(op);
       break;
     default:
       if ((kind == StepKind::kProduce && !op->produce_open) ||
@@ -166,6 +176,9 @@ void Executor::MakeReady(Operation* op, int32_t u) {
       }
       (unit.pending == 0 ? op->starts : op->ready).Push(u);
       ++ready_units_;
+      if (op->computing) break;
+      op->computing = true;
+      computing_.Push(op);
   }
 }
 
@@ -210,36 +223,33 @@ bool Executor::Run() {
       moved |= outbox_[peer].size() != before;
     }
   }
-  copied_ = may_copy_ = false;
-  for (size_t i = 0; i < active_.size();) {
-    Operation* op = active_[i];
-    if (!op->publishes_open.empty() && RunPublishes(op)) {
-      moved = true;
-      FinishIfQuiet(op);
+  copied_ = false;
+  moved |= RunSenders();
+  Operation* op = NextToCompute();
+  if (op == nullptr) return moved;
+  const int32_t u = (op->ready.size() > 0 ? op->ready : op->starts).Pop();
+  --ready_units_;
+  const Status status = Guarded(*op, [&] { return Compute(op, op->plan->units[u]); });
+  if (!status.ok()) {
+    Fail(op, status);
+  } else if (op->broken.empty() && !op->failing) {
+    if (op->ahead > 0) {
+      --op->ahead;
+      --ahead_;
     }
-    if (i < active_.size() && active_[i] == op) ++i;
+    CompleteUnit(op, u);
   }
-  if (ready_units_ == 0) return moved;
-  for (Operation* op : active_) {
-    UnitQueue& queue = op->ready.size() > 0 ? op->ready : op->starts;
-    if (queue.size() == 0) continue;
-    const int32_t u = queue.Pop();
-    --ready_units_;
-    const Status status = Guarded(*op, [&] { return Compute(op, op->plan->units[u]); });
-    if (!status.ok()) {
-      Fail(op, status);
-    } else if (op->broken.empty() && !op->failing) {
-      if (op->ahead > 0) {
-        --op->ahead;
-        --ahead_;
-      }
-      CompleteUnit(op, u);
-      if (!op->publishes_open.empty()) RunPublishes(op);
-    }
-    FinishIfQuiet(op);
-    return true;
+  FinishIfQuiet(op);
+  return true;
+}
+
+Operation* Executor::NextToCompute() {
+  Operation* op = nullptr;
+  while ((op = computing_.Top()) != nullptr && op->ready.size() + op->starts.size() == 0) {
+    op->computing = false;
+    computing_.Pop();
   }
-  return moved;
+  return op;
 }
 
 std::string Operation::ToString() const {

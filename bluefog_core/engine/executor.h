@@ -17,6 +17,7 @@
 #include "engine/match.h"
 #include "engine/operation.h"
 #include "engine/slot_pool.h"
+#include "engine/turn_queue.h"
 #include "kernels/kernels.h"
 #include "transport/transport.h"
 
@@ -57,8 +58,8 @@ class Executor {
 
   /// Publishes what can be published and runs one unit of computation. True if anything moved.
   bool Run();
-  /// True if Run would find something to compute or, perhaps, to copy.
-  bool runnable() const { return ready_units_ > 0 || may_copy_; }
+  /// True if Run would find something to compute or to send.
+  bool runnable() const { return ready_units_ > 0 || !woken_.empty() || !copying_.empty(); }
   bool idle() const { return active_.empty() && outbox_count_ == 0 && refused_.empty(); }
   /// Operations that somebody waits for.
   int64_t active_count() const { return static_cast<int64_t>(active_.size()) - completed_; }
@@ -102,6 +103,7 @@ class Executor {
   };
 
   // executor.cc: life of an operation.
+  Operation* NextToCompute();
   void MakeReady(Operation* op, int32_t unit);
   void CompleteUnit(Operation* op, int32_t unit);
   void Answered(Operation* op);
@@ -116,10 +118,15 @@ class Executor {
   void ReleaseReceive(Operation* op, Operation::Receive& receive);
 
   // executor_send.cc: what goes out. Control messages keep their order, and go before later data.
+  enum class Outcome { kDone, kBlocked, kAwaitsSlot, kAwaitsCopy };
+  void WakeSender(Operation* op);
+  bool RunSenders();
   bool RunPublishes(Operation* op);
-  bool MaySend(Operation* op, int destination);
-  bool Publish(Operation* op, int32_t unit, bool* moved);
-  StatusOr<bool> Prepare(Operation* op, const Plan::Unit& unit);
+  bool MayCopy() const;
+  bool MaySend(Operation* op, int peer);
+  void GetInLine(Operation* op, int peer);
+  Outcome Publish(Operation* op, int32_t unit, bool* moved);
+  StatusOr<Outcome> Prepare(Operation* op, const Plan::Unit& unit);
   void Post(Operation* op, int peer, uint8_t role);
   void SendControl(int peer, const WireHeader& header, std::span<const std::byte> payload,
                    uint64_t cookie = 0);
@@ -162,12 +169,19 @@ class Executor {
   std::vector<std::unique_ptr<Operation>> slab_;
   std::vector<uint32_t> free_;
   std::vector<Operation*> active_;  ///< In order of submission.
-  int64_t completed_ = 0;           ///< Of the active ones.
+  uint64_t started_ = 0;            ///< Operations, ever.
+  // Of the active ones, those with something to send: by Operation::Listed, and by peer those that
+  // wait for room there. And those with units to compute.
+  TurnQueue woken_, copying_, no_slot_;
+  std::vector<TurnQueue> lines_;
+  bool in_line_ = false;  ///< Somebody may be.
+  TurnQueue computing_;
+  int64_t completed_ = 0;  ///< Of the active ones.
   int64_t ready_units_ = 0, unanswered_ = 0;
   // Private tensors: chunks copied to be sent and not yet combined; whether this turn has made a
-  // copy; whether one was put off to a later turn.
+  // copy.
   int64_t ahead_ = 0;
-  bool copied_ = false, may_copy_ = false;
+  bool copied_ = false;
   std::vector<int64_t> owed_;  ///< Messages that each peer has not released yet.
   std::vector<std::deque<Outgoing>> outbox_;
   int64_t outbox_count_ = 0;

@@ -103,7 +103,9 @@ void Executor::Finish(Operation* op) {
   ahead_ -= op->ahead;
   Status status = op->failing ? op->failure : absl::OkStatus();
   match_.Remove(*op);
-  active_.erase(std::find(active_.begin(), active_.end(), op));
+  active_.erase(
+      std::lower_bound(active_.begin(), active_.end(), op,
+                       [](const Operation* a, const Operation* b) { return a->order < b->order; }));
   if (!op->completed) status = Complete(op, std::move(status));
   --completed_;
   op->scratch_memory = nullptr;

@@ -126,6 +126,7 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
     }
     drop();
     op->posted[destination] = Operation::kPosted;
+    WakeSender(op);
     return;
   }
   const int in = plan.InboundOf(peer);

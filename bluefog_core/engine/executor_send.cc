@@ -1,6 +1,7 @@
 // What goes out: posts, payloads in place or staged, control messages, refusals; and its releases.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/failpoint.h"
@@ -97,7 +98,14 @@ void Executor::Refuse(const WireHeader& header, int peer, const Status& status,
   Abort(header, peer, status, last_refusal_);
 }
 
-StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
+bool Executor::MayCopy() const {
+  // One a turn: a copy takes as long as a combine, and it is time to look what has come meanwhile.
+  // Far ahead only when there is nothing better to do: the input is read again to be combined, and
+  // should still be in cache then.
+  return !copied_ && (ahead_ < kStageAhead || ready_units_ == 0);
+}
+
+StatusOr<Executor::Outcome> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
   const Step& step = op->plan->schedule.steps[unit.first];
   Operation::Publish& p = op->publishes[unit.ordinal];
   const std::byte* source = At(*op, step.range);
@@ -113,24 +121,19 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
     if (op->needs_posts) {
       // A slot is taken, and a byte sent, only for partners that have submitted the operation too.
       for (const collective::Target& target : step.targets) {
-        if (op->posted[op->plan->DestinationOf(target.peer)] != Operation::kPosted) return false;
+        if (op->posted[op->plan->DestinationOf(target.peer)] != Operation::kPosted) {
+          return Outcome::kBlocked;
+        }
       }
     }
-    if (in_place) return true;
+    if (in_place) return Outcome::kDone;
   }
   // As many as the schedule may have outstanding towards different peers at once.
   const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->destinations.size()));
-  // Far ahead only when there is nothing better to do: the input is read again to be combined, and
-  // should still be in cache then.
-  // One at a time: a copy takes as long as a combine, and it is time to look what has come
-  // meanwhile.
-  if (copied_ || (ahead_ >= kStageAhead && ready_units_ > 0)) {
-    may_copy_ = true;
-    return false;
-  }
+  if (!MayCopy()) return Outcome::kAwaitsCopy;
   StatusOr<std::shared_ptr<std::byte>> slot = slots_.Acquire(op->send_slots, guarantee);
   if (!slot.ok()) return About(*op, rank_, slot.status());
-  if (*slot == nullptr) return false;
+  if (*slot == nullptr) return Outcome::kAwaitsSlot;
   ++op->send_slots;
   ++op->ahead;
   ++ahead_;
@@ -149,36 +152,49 @@ StatusOr<bool> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
     trace_->Span(TraceTrack::kEngine, codec != nullptr ? "ENCODE" : "STAGE", op->name->name,
                  begin_ns, NowNs());
   }
-  return true;
+  return Outcome::kDone;
 }
 
-// Beyond the unasked window: is there room at destination `d` for one more message of `op`?
-bool Executor::MaySend(Operation* op, int d) {
-  const int peer = op->plan->destinations[d];
+// Is there room at `peer` for one more message of `op`? If not, sees to it that it will be tried
+// again.
+bool Executor::MaySend(Operation* op, int peer) {
+  if (owed_[peer] < kUnaskedWindow) return true;
+  const int d = op->plan->DestinationOf(peer);
   if (op->posted[d] == Operation::kNotPosted) {
     op->posted[d] = Operation::kAsked;
     Post(op, peer, kSendsToYou);
   }
-  return op->posted[d] == Operation::kPosted && owed_[peer] < kAskedWindow &&
-         op->inflight.size() < op->plan->destinations.size();
+  if (op->posted[d] != Operation::kPosted || op->inflight.size() >= op->plan->destinations.size()) {
+    return false;
+  }
+  if (owed_[peer] >= kAskedWindow) GetInLine(op, peer);
+  return owed_[peer] < kAskedWindow;
 }
 
-// True when nothing is left to send for this unit.
-bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
+void Executor::GetInLine(Operation* op, int peer) {
+  std::vector<bool>::reference in_line = op->in_line[op->plan->DestinationOf(peer)];
+  if (in_line) return;
+  in_line = true;
+  lines_[peer].Push(op);
+  in_line_ = true;
+}
+
+// kDone: nothing is left to send for this unit, or the operation failed.
+Executor::Outcome Executor::Publish(Operation* op, int32_t u, bool* moved) {
   const Plan::Unit& unit = op->plan->units[u];
   const Step& step = op->plan->schedule.steps[unit.first];
   Operation::Publish& p = op->publishes[unit.ordinal];
   if (!p.prepared) {
     if (FailpointHit("engine.before_publish")) {
       Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.before_publish"));
-      return true;
+      return Outcome::kDone;
     }
-    StatusOr<bool> ready = Guarded(*op, [&] { return Prepare(op, unit); });
-    if (!ready.ok()) {
-      Fail(op, ready.status());
-      return true;
+    const StatusOr<Outcome> prepared = Guarded(*op, [&] { return Prepare(op, unit); });
+    if (!prepared.ok()) {
+      Fail(op, prepared.status());
+      return Outcome::kDone;
     }
-    if (!*ready) return false;
+    if (*prepared != Outcome::kDone) return *prepared;
     p.prepared = true;
     p.unsent.clear();
     for (size_t t = 0; t < step.targets.size(); ++t) p.unsent.push_back(static_cast<int32_t>(t));
@@ -196,15 +212,15 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
       header.edge_weight = weights[op->plan->DestinationOf(target.peer)];
     }
     const int64_t begin_ns = trace_->on() ? NowNs() : 0;
-    const SendResult sent =
-        (owed_[target.peer] < kUnaskedWindow ||
-         MaySend(op, op->plan->DestinationOf(target.peer))) &&
-                FlushOutbox(target.peer)
-            ? peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
-                                        Cookie{op->index, unit.ordinal, t}.Pack())
-            : SendResult::kBusy;
-    if (sent != SendResult::kAccepted) {
-      ++i;  // A peer that is down: FailPeer follows, with the reason.
+    const bool may = MaySend(op, target.peer);
+    const bool sent = may && FlushOutbox(target.peer) &&
+                      peers_[target.peer]->Send(target.peer, Pack(header), p.payload,
+                                                Cookie{op->index, unit.ordinal, t}.Pack()) ==
+                          SendResult::kAccepted;
+    if (!sent) {
+      // A peer that is down is no other case: FailPeer follows, with the reason.
+      if (may) GetInLine(op, target.peer);
+      ++i;
       continue;
     }
     op->inflight.push_back({target.peer, unit.ordinal, t});
@@ -222,18 +238,67 @@ bool Executor::Publish(Operation* op, int32_t u, bool* moved) {
     *moved = true;
     if (FailpointHit("engine.after_publish")) {
       Fail(op, absl::InternalError(op->ToString() + ": failpoint engine.after_publish"));
-      return true;
+      return Outcome::kDone;
     }
   }
-  return p.unsent.empty();
+  return p.unsent.empty() ? Outcome::kDone : Outcome::kBlocked;
 }
 
+// After an event of its own.
+void Executor::WakeSender(Operation* op) {
+  if (op->publishes_open.empty() || op->listed != Operation::kUnlisted) return;
+  op->listed = Operation::kWoken;
+  woken_.Push(op);
+}
+
+bool Executor::RunSenders() {
+  bool moved = false;
+  const auto run = [&](Operation* op) {
+    op->listed = Operation::kUnlisted;
+    if (!RunPublishes(op)) return;
+    moved = true;
+    FinishIfQuiet(op);
+  };
+  const bool look = std::exchange(in_line_, false);
+  for (int peer = 0; look && peer < size_; ++peer) {
+    // When there is no room for the first, there is none for the others.
+    while (Operation* const op = lines_[peer].Pop()) {
+      const int d = op->plan->DestinationOf(peer);
+      const uint64_t order = op->order;
+      op->in_line[d] = false;
+      if (op->listed == Operation::kUnlisted) run(op);
+      if (op->active && op->order == order && op->in_line[d]) break;
+    }
+    in_line_ |= !lines_[peer].empty();
+  }
+  while (Operation* const op = no_slot_.Pop()) {
+    op->listed = Operation::kUnlisted;
+    WakeSender(op);
+  }
+  while (MayCopy()) {
+    Operation* const op = copying_.Pop();
+    if (op == nullptr) break;
+    run(op);
+  }
+  while (Operation* const op = woken_.Pop()) run(op);
+  return moved;
+}
+
+// Sends what can go, and sees to it that the rest gets its turn.
 bool Executor::RunPublishes(Operation* op) {
   bool moved = false;
   const size_t window = kWindow * op->plan->destinations.size();
   while (!op->publishes_open.empty() && !op->failing && op->inflight.size() < window) {
-    if (!Publish(op, op->publishes_open.front(), &moved)) break;
+    const Outcome outcome = Publish(op, op->publishes_open.front(), &moved);
     if (op->failing) return true;
+    if (outcome == Outcome::kAwaitsSlot) {
+      op->listed = Operation::kNoSlot;
+      no_slot_.Push(op);
+    } else if (outcome == Outcome::kAwaitsCopy) {
+      op->listed = Operation::kCopying;
+      copying_.Push(op);
+    }
+    if (outcome != Outcome::kDone) break;
     op->publishes_open.erase(op->publishes_open.begin());
   }
   return moved;
@@ -256,6 +321,7 @@ void Executor::OnSendDone(uint64_t cookie, const Status& status) {
     op->inflight[i] = op->inflight.back();
     op->inflight.pop_back();
     if (!status.ok() && !op->failing && !op->completed) Break(op, peer);
+    WakeSender(op);
     break;
   }
   Operation::Publish& p = op->publishes[ordinal];

@@ -100,6 +100,8 @@ class UnitQueue {
  public:
   size_t size() const { return units_.size() - head_; }
   void Push(int32_t unit) { units_.push_back(unit); }
+  /// For so many until it is cleared, or empty again.
+  void Reserve(size_t units) { units_.reserve(units); }
   int32_t Pop() {
     const int32_t unit = units_[head_++];
     if (head_ == units_.size()) Clear();
@@ -168,6 +170,11 @@ struct Operation : Submission {
     int32_t users = 0;
   };
   uint32_t index = 0;  ///< In the executor's slab.
+  uint64_t order = 0;  ///< Of submission.
+  /// Which of the executor's queues it waits in with what it has to send; none if only an event of
+  /// its own helps, or room at a peer.
+  enum Listed : uint8_t { kUnlisted, kWoken, kCopying, kNoSlot } listed = kUnlisted;
+  bool computing = false;  ///< In the queue of those with units to compute.
   bool active = false, failing = false;
   bool completed = false;   ///< For its caller; releases may still be to come.
   bool unanswered = false;  ///< The result is still to come here, neighbours' releases aside.
@@ -186,6 +193,7 @@ struct Operation : Submission {
   /// What is known of each destination: nothing, that it was asked, that it has submitted this too.
   enum Posted : uint8_t { kNotPosted, kAsked, kPosted };
   std::vector<Posted> posted;
+  std::vector<bool> in_line;  ///< By destination: it waits in the line for room there.
   std::vector<Inflight> inflight;
   /// Peers that gave up or are gone. The operation waits for the reason, which is on its way.
   std::vector<int> broken;
