@@ -1,25 +1,17 @@
 #include "base/leave_note.h"
 
-#include <stddef.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdint>
+
+#include "base/abstract_address.h"
 
 namespace bluefog {
 namespace {
 
-/// An abstract name: it lies in no file system and ends with its socket. 0 if it is too long.
-socklen_t AddressOf(const std::string& job_id, sockaddr_un* address) {
-  const std::string name = "bluefog-run-" + job_id;
-  *address = {};
-  address->sun_family = AF_UNIX;
-  if (name.size() >= sizeof(address->sun_path)) return 0;
-  std::copy(name.begin(), name.end(), address->sun_path + 1);
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+AbstractAddress AddressOf(const std::string& job_id) {
+  return AbstractAddress("bluefog-run-" + job_id);
 }
 
 int Socket() { return socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); }
@@ -27,22 +19,19 @@ int Socket() { return socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
 }  // namespace
 
 void SendLeaveNote(const std::string& job_id, int rank) {
-  sockaddr_un address;
-  const socklen_t length = AddressOf(job_id, &address);
-  const int fd = length == 0 ? -1 : Socket();
+  const AbstractAddress address = AddressOf(job_id);
+  const int fd = Socket();
   if (fd < 0) return;
   const auto note = static_cast<int32_t>(rank);
   // Nobody there: the job was not started by the launcher.
   [[maybe_unused]] const ssize_t sent =
-      sendto(fd, &note, sizeof note, MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&address), length);
+      sendto(fd, &note, sizeof note, MSG_NOSIGNAL, address.get(), address.length);
   close(fd);
 }
 
-LeaveNotes::LeaveNotes(const std::string& job_id) {
-  sockaddr_un address;
-  const socklen_t length = AddressOf(job_id, &address);
-  socket_ = length == 0 ? -1 : Socket();
-  if (socket_ >= 0 && bind(socket_, reinterpret_cast<sockaddr*>(&address), length) != 0) {
+LeaveNotes::LeaveNotes(const std::string& job_id) : socket_(Socket()) {
+  const AbstractAddress address = AddressOf(job_id);
+  if (socket_ >= 0 && bind(socket_, address.get(), address.length) != 0) {
     close(socket_);
     socket_ = -1;
   }

@@ -52,6 +52,8 @@ class Engine final : private transport::Receiver {
   Status SetTopology(TopologySequence topology);
   std::shared_ptr<const TopologySequence> topology() const;
   const control::Place& place() const { return place_; }
+  /// All ranks but this one.
+  std::vector<int> others() const;
   const Config& config() const { return config_; }
   Planner& planner() { return planner_; }
   Trace& trace() { return trace_; }

@@ -56,4 +56,7 @@ struct Plan {
 StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule,
                                                const Neighborhood* edges = nullptr);
 
+/// Whom a rank sends to or receives from, ascending, each once.
+std::vector<int> PeersOf(const Neighborhood& neighborhood);
+
 }  // namespace bluefog

@@ -195,25 +195,26 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
   return out;
 }
 
-std::vector<int> Engine::PeersOf(const OpSpec& spec, int64_t round) const {
-  std::set<int> peers;
-  const auto add = [&](const std::vector<Edge>& edges) {
-    for (const Edge& e : edges) {
-      if (e.rank >= 0 && e.rank < place_.size) peers.insert(e.rank);
-    }
-  };
-  if (spec.op != Op::kNeighborAllreduce) {
-    for (int r = 0; r < place_.size; ++r) peers.insert(r);
-  } else if (spec.weights && spec.weights->dst) {
-    add(spec.weights->src);
-    add(*spec.weights->dst);
-  } else {
-    const Topology graph = topology()->at(round);
-    add(graph.neighborhood(place_.rank).in);
-    add(graph.neighborhood(place_.rank).out);
+std::vector<int> Engine::others() const {
+  std::vector<int> ranks;
+  for (int r = 0; r < place_.size; ++r) {
+    if (r != place_.rank) ranks.push_back(r);
   }
-  peers.erase(place_.rank);
-  return {peers.begin(), peers.end()};
+  return ranks;
+}
+
+std::vector<int> Engine::PeersOf(const OpSpec& spec, int64_t round) const {
+  if (spec.op != Op::kNeighborAllreduce) return others();
+  Neighborhood around;
+  if (spec.weights && spec.weights->dst) {
+    around.in = spec.weights->src;
+    around.out = *spec.weights->dst;
+  } else {
+    around = topology()->at(round).neighborhood(place_.rank);
+  }
+  std::vector<int> peers = bluefog::PeersOf(around);
+  std::erase_if(peers, [&](int r) { return r < 0 || r >= place_.size || r == place_.rank; });
+  return peers;
 }
 
 StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_t round) {

@@ -2,40 +2,29 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stddef.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <utility>
 #include <vector>
+
+#include "base/abstract_address.h"
 
 namespace bluefog::transport::shm {
 namespace {
 
 constexpr int kSocketType = SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK;
 
-/// A leading zero byte makes the name abstract.
-socklen_t AbstractAddress(const std::string& name, sockaddr_un* address) {
-  *address = {};
-  address->sun_family = AF_UNIX;
-  const size_t length = std::min(name.size(), sizeof(address->sun_path) - 1);
-  memcpy(address->sun_path + 1, name.data(), length);
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
-}
-
 }  // namespace
 
 StatusOr<UniqueFd> ListenAbstract(const std::string& name, int backlog) {
   UniqueFd fd(socket(AF_UNIX, kSocketType, 0));
   if (!fd) return ErrnoStatus("socket", errno);
-  sockaddr_un address;
-  const socklen_t length = AbstractAddress(name, &address);
-  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
+  const AbstractAddress address(name);
+  if (bind(fd.get(), address.get(), address.length) != 0) {
     return ErrnoStatus("bind", errno);
   }
   if (listen(fd.get(), backlog) != 0) return ErrnoStatus("listen", errno);
@@ -45,9 +34,8 @@ StatusOr<UniqueFd> ListenAbstract(const std::string& name, int backlog) {
 SocketResult ConnectAbstract(const std::string& name, UniqueFd* out) {
   UniqueFd fd(socket(AF_UNIX, kSocketType, 0));
   if (!fd) return SocketResult::kStarved;
-  sockaddr_un address;
-  const socklen_t length = AbstractAddress(name, &address);
-  if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
+  const AbstractAddress address(name);
+  if (connect(fd.get(), address.get(), address.length) != 0) {
     return errno == EAGAIN || errno == EINTR ? SocketResult::kAgain : SocketResult::kClosed;
   }
   *out = std::move(fd);
