@@ -11,6 +11,10 @@
 namespace bluefog {
 namespace {
 
+std::string OperationName(const std::string& optimizer, const char* what) {
+  return optimizer + "." + what;
+}
+
 class Agreement {
  public:
   Agreement(Engine* engine, const std::string& name, const std::function<bool()>& interrupted)
@@ -20,7 +24,7 @@ class Agreement {
   StatusOr<std::vector<int64_t>> Gather(const std::vector<int64_t>& mine, const char* what) const {
     OpSpec spec;
     spec.op = Op::kAllgather;
-    spec.name = name_ + "." + what;
+    spec.name = OperationName(name_, what);
     // The engine's until the operation is over, which it may not be when this one gives up.
     struct Memory {
       std::vector<int64_t> mine, all;
@@ -82,6 +86,7 @@ int64_t HashOf(const ParameterInfo& p) {
 
 // What every rank says first.
 enum Head : size_t { kCount, kStep, kPlugin, kSettings, kHeadLength };
+constexpr const char* kHead = "head";
 
 }  // namespace
 
@@ -96,7 +101,7 @@ Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::stri
   const auto heads =
       agreement.Gather({count, step, Bits(StableHash().Add(std::string_view(plugin))),
                         Bits(StableHash().Add(std::string_view(settings)))},
-                       "head");
+                       kHead);
   if (absl::IsDeadlineExceeded(heads.status())) {
     return absl::DeadlineExceededError(
         "optimizer '" + plugin + "' with " + std::to_string(count) +
@@ -147,6 +152,16 @@ Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::stri
     }
   }
   return absl::OkStatus();
+}
+
+void DeclineOptimizer(Engine* engine, const std::string& name, const Status& why) {
+  OpSpec spec;
+  spec.op = Op::kAllgather;
+  spec.name = OperationName(name, kHead);
+  const std::string where = "rank " + std::to_string(engine->place().rank) + ": ";
+  const std::string text(why.message());
+  engine->Decline(spec, Status(why.code(), "an optimizer cannot be made: " +
+                                               (text.starts_with(where) ? "" : where) + text));
 }
 
 Status AgreeOnSuccess(Engine* engine, const std::string& name, const Status& mine,

@@ -20,6 +20,9 @@ Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::stri
                         std::span<const ParameterInfo> params,
                         const std::function<bool()>& interrupted);
 
+/// Instead of it on a rank that cannot make the optimizer: that of the others fails with `why`.
+void DeclineOptimizer(Engine* engine, const std::string& name, const Status& why);
+
 /// Collective, the end of it: `mine`, or Aborted with the rank where it went wrong.
 Status AgreeOnSuccess(Engine* engine, const std::string& name, const Status& mine,
                       const std::function<bool()>& interrupted);

@@ -78,7 +78,8 @@ std::string DistributedOptimizerImpl::Where(int param) const {
   return Where() + ", parameter '" + shared_.params[static_cast<size_t>(param)].name + "'";
 }
 
-Status DistributedOptimizerImpl::Init() {
+// What this rank needs no other for.
+Status DistributedOptimizerImpl::Prepare() {
   if (options_.optimizer != nullptr) {
     shared_.plugin = std::move(options_.optimizer);
   } else {
@@ -94,7 +95,6 @@ Status DistributedOptimizerImpl::Init() {
         "optimizer plugin '" + t.name +
         "' asks for more payloads, states, measures or hyper-parameters than exist");
   }
-  shared_.name = "optimizer" + std::to_string(shared_.engine->NextOptimizer());
   title_ = shared_.name + " (" + t.name + ")";
   shared_.params = std::move(options_.params);
   shared_.bindings.resize(shared_.params.size());
@@ -109,15 +109,27 @@ Status DistributedOptimizerImpl::Init() {
                                         "; optimizers work on float32 and float64 parameters");
     }
   }
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::Init() {
+  shared_.name = shared_.engine->NextOptimizer();
+  if (Status s = Prepare(); !s.ok()) {
+    DeclineOptimizer(shared_.engine, shared_.name, s);
+    return s;
+  }
   // Agreement first: buckets of different lengths would only say that something differs.
-  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, t.name, options_.agreed, step_,
-                                  shared_.params, options_.interrupted);
+  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, traits().name, options_.agreed,
+                                  step_, shared_.params, options_.interrupted);
       !s.ok()) {
     return s;
   }
-  if (Status s = UseTopologyOf(step_); !s.ok()) return s;
-  MakeBuckets();
-  return AgreeOnSuccess(shared_.engine, shared_.name, AllocateSlots(), options_.interrupted);
+  Status made = UseTopologyOf(step_);
+  if (made.ok()) {
+    MakeBuckets();
+    made = AllocateSlots();
+  }
+  return AgreeOnSuccess(shared_.engine, shared_.name, made, options_.interrupted);
 }
 
 // Reverse registration order: the last layers' gradients come first.
@@ -287,6 +299,11 @@ StatusOr<std::unique_ptr<DistributedOptimizer>> DistributedOptimizer::Create(
   auto made = std::make_unique<DistributedOptimizerImpl>(comm->engine(), std::move(options));
   if (Status s = made->Init(); !s.ok()) return s;
   return std::unique_ptr<DistributedOptimizer>(std::move(made));
+}
+
+void DistributedOptimizer::NotCreated(Communicator* comm, const std::string& why) {
+  Engine* const engine = comm->engine();
+  DeclineOptimizer(engine, engine->NextOptimizer(), absl::InvalidArgumentError(why));
 }
 
 }  // namespace bluefog

@@ -38,6 +38,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   Status Step(std::span<const ParameterBinding> bindings, std::span<const Hyper> hypers) override;
 
  private:
+  Status Prepare();
   bool early() const { return traits().payload_time == PayloadTime::kEarly; }
   bool delayed() const { return traits().consume == ConsumeTrigger::kNextGradient; }
   /// Head of an error: "rank 1: dsgd, step 3", and ", parameter 'w'".

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <thread>
 
@@ -50,6 +51,35 @@ TEST(DistributedOptimizerTest, GivenUpWhileTheRanksAgreeItsMemoryIsNotWrittenAny
     EXPECT_EQ(std::count(block.begin(), block.end(), kUntouched),
               static_cast<int64_t>(block.size()));
   }
+}
+
+// On one rank only; the others are told, and the next optimizers meet.
+TEST(DistributedOptimizerTest, WhatCannotBeMadeOnOneRankFailsOnAll) {
+  auto comms = Make(3);
+  const auto ring = [](int n) {
+    return std::make_shared<const TopologySequence>(*MakeTopology("ring", n));
+  };
+  std::vector<std::function<void(DistributedOptimizerOptions*)>> mistakes = {
+      [](auto* o) { o->plugin = "nosuch"; },
+      [](auto* o) { o->params[0].dtype = DType::kInt32; },
+      [&](auto* o) { o->topology = ring(5); },
+  };
+  std::vector<std::thread> threads;
+  for (int r = 0; r < 3; ++r) {
+    threads.emplace_back([&, r] {
+      for (const auto& mistake : mistakes) {
+        DistributedOptimizerOptions options = Options({4});
+        options.topology = ring(3);
+        if (r == 1) mistake(&options);
+        const auto made = DistributedOptimizer::Create(comms[r].get(), std::move(options));
+        ASSERT_FALSE(made.ok());
+        EXPECT_THAT(std::string(made.status().message()), HasSubstr(r == 1 ? "" : "rank 1"));
+        const auto next = DistributedOptimizer::Create(comms[r].get(), Options({4}));
+        EXPECT_TRUE(next.ok()) << next.status();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 // Which buckets are complete before step() differs from rank to rank: a graph that is set after the

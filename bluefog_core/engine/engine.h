@@ -74,8 +74,12 @@ class Engine final : private transport::Receiver {
             TraceDetail detail = {});
   /// A handler for active messages, served while the caller's own threads sleep.
   void SetUserHandler(uint8_t handler, UserHandler fn);
-  /// Numbers the optimizers of this communicator; created in the same order on all ranks.
-  int NextOptimizer() { return optimizers_.fetch_add(1); }
+  /// Names the optimizers of this communicator; created in the same order on all ranks.
+  std::string NextOptimizer() { return "optimizer" + std::to_string(optimizers_.fetch_add(1)); }
+  /// Instead of Submit: counts as a use of the name, and the partners are told why.
+  void Decline(const OpSpec& spec, const Status& why) EXCLUDES(inbox_mu_) {
+    if (usable()) Refuse(spec, Name(spec.name, false), 0, why);
+  }
   void CountNonFinite(int64_t n) { nonfinite_.fetch_add(n, std::memory_order_relaxed); }
 
  private:

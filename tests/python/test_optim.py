@@ -4,9 +4,10 @@ import copy
 import io
 import json
 import subprocess
+import time
 
 import pytest
-from ranks import on_ranks
+from ranks import on_ranks, run_script
 
 torch = pytest.importorskip("torch")
 
@@ -556,19 +557,64 @@ def test_after_a_difference_a_checkpoint_makes_it_work_again():
         assert same(model, reference), name
 
 
-@on_ranks(N)
 def test_a_model_converted_on_one_rank_is_told_on_all():
-    model = make_model()
-    optimizer = make("DecentLaM", model, overlap=False)
-    train(model, optimizer, 1)
+    script = """
+import torch, bluefog.torch as bf
+bf.init()
+bf.set_topology(bf.topology.ring(3))
+model = torch.nn.Linear(4, 2)
+optimizer = bf.optim.DecentLaM(model.named_parameters(), lr=0.1)
+for step in range(2):
+    optimizer.zero_grad()
+    try:
+        model(next(model.parameters()).new_ones(3, 4)).sum().backward()
+        optimizer.step()
+    except bf.BluefogError as error:
+        print(step, error)
+        break
     if bf.rank() == 1:
-        optimizer._core.retire("parameter '0.weight' was torch.float32 and is torch.float64 now")
-    if bf.rank() in (0, 2):
-        with pytest.raises(
-            bf.BluefogError, match=r"rank 1.*torch.float32 and is torch.float64 now"
-        ):
-            train(model, optimizer, 1, start=1)
-    bf.barrier()
+        model.double()
+"""
+    results = run_script(3, script)
+    assert [r.returncode for r in results] == [0, 0, 0], results
+    assert "has left the job" in results[1].stdout  # It waits for the others to do the same.
+    for told in (results[0].stdout, results[2].stdout):
+        assert told.startswith("1 ") and "rank 1" in told
+        assert "was torch.float32[2, 4]" in told and "is torch.float64[2, 4]" in told
+
+
+@on_ranks(N)
+def test_an_optimizer_that_cannot_be_made_on_one_rank_fails_on_all():
+    sparse = torch.zeros(4, 4)[:, ::2]
+    wrong = {
+        "lr is -1.0": lambda model: make("DecentLaM", model, lr=-1.0),
+        "dense": lambda _: bf.optim.DSGD([torch.nn.Parameter(sparse)], lr=0.1),
+        "no hyper-parameter": lambda model: make(
+            "DistributedOptimizer", model, plugin="dsgd", trust=1.0
+        ),
+        "complex64": lambda _: bf.optim.DmSGD([torch.nn.Parameter(torch.zeros(2) * 1j)], lr=0.1),
+    }
+    for word, make_wrong in wrong.items():
+        begin = time.monotonic()
+        if bf.rank() == 1:
+            with pytest.raises((TypeError, ValueError), match=word):
+                make_wrong(make_model())
+        else:
+            with pytest.raises(ValueError, match=f"an optimizer cannot be made: rank 1: .*{word}"):
+                make("DecentLaM", make_model())
+        assert time.monotonic() - begin < 10
+        # The next ones meet.
+        model = make_model()
+        train(model, make("DecentLaM", model), 2)
+
+
+@on_ranks(N)
+def test_an_optimizer_that_cannot_be_made_anywhere_leaves_the_next_in_order():
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"lr is -1\.0"):
+            make("DecentLaM", make_model(), lr=-1.0)
+        model = make_model()
+        train(model, make("DecentLaM", model), 2)
 
 
 @on_ranks(N)

@@ -38,27 +38,11 @@ class PyOptimizer {
     options.allow_unstable = allow_unstable;
     options.step = step;
     options.agreed = agreed;
-    for (const auto& [name, tensor, group] : parameters) {
-      const auto what = [&name = name] { return "parameter '" + name + "'"; };
-      const Imported imported = Import(tensor, what);
-      if (!imported.dense) {
-        Throw(absl::InvalidArgumentError(what() + " is not dense in memory (" +
-                                         imported.view.ToString() +
-                                         "): make it contiguous before the optimizer is made"));
-      }
-      if (imported.view.dtype != DType::kFloat32 && imported.view.dtype != DType::kFloat64) {
-        Throw(absl::InvalidArgumentError(
-            what() + " is " + imported.view.ToString() +
-            ": parameters must be float32 or float64; keep the model in float32 and compute in "
-            "lower precision under autocast"));
-      }
-      views_.push_back(imported.view);
-      options.params.push_back({.name = name,
-                                .count = imported.view.count,
-                                .dtype = imported.view.dtype,
-                                .group = group,
-                                .layout_hash = imported.view.LayoutHash(),
-                                .layout = imported.view.ToString()});
+    try {
+      for (const auto& [name, tensor, group] : parameters) Register(name, tensor, group, &options);
+    } catch (const std::exception& error) {
+      DistributedOptimizer::NotCreated(communicator, error.what());
+      throw;
     }
     bindings_.resize(views_.size());
     // The engine's side of Create belongs to whoever still runs it after a Ctrl-C.
@@ -165,6 +149,29 @@ class PyOptimizer {
   bool begun() const { return begun_; }
 
  private:
+  void Register(const std::string& name, const py::object& tensor, int group,
+                DistributedOptimizerOptions* options) {
+    const auto what = [&] { return "parameter '" + name + "'"; };
+    const Imported imported = Import(tensor, what);
+    if (!imported.dense) {
+      Throw(absl::InvalidArgumentError(what() + " is not dense in memory (" +
+                                       imported.view.ToString() +
+                                       "): make it contiguous before the optimizer is made"));
+    }
+    if (imported.view.dtype != DType::kFloat32 && imported.view.dtype != DType::kFloat64) {
+      Throw(absl::InvalidArgumentError(
+          what() + " is " + imported.view.ToString() +
+          ": parameters must be float32 or float64; keep the model in float32 and compute in "
+          "lower precision under autocast"));
+    }
+    views_.push_back(imported.view);
+    options->params.push_back({.name = name,
+                               .count = imported.view.count,
+                               .dtype = imported.view.dtype,
+                               .group = group,
+                               .layout_hash = imported.view.LayoutHash(),
+                               .layout = imported.view.ToString()});
+  }
   static bool SameLayout(const Imported& tensor, const TensorView& expected) {
     return tensor.dense && tensor.view.dtype == expected.dtype &&
            tensor.view.ndim == expected.ndim && tensor.view.shape == expected.shape &&
@@ -213,6 +220,10 @@ void BindOptimizer(py::module_& module) {
       .def_property_readonly("bytes_pinned",
                              [](const PyOptimizer& o) { return o.get().bytes_pinned(); });
 
+  module.def("optimizer_not_created", [](const Session& session, const std::string& why) {
+    const py::gil_scoped_release release;
+    DistributedOptimizer::NotCreated(&session.get(), why);
+  });
   module.def("optimizer_traits", [](const std::string& name) {
     const std::unique_ptr<Optimizer> optimizer = ValueOrThrow(MakeOptimizer(name));
     const Traits& t = optimizer->traits();

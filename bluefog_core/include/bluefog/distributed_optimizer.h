@@ -62,6 +62,8 @@ class DistributedOptimizer {
   /// error names the rank that differs and both values.
   static StatusOr<std::unique_ptr<DistributedOptimizer>> Create(
       Communicator* comm, DistributedOptimizerOptions options);
+  /// Instead of Create on a rank that does not come to it: that of the others fails with `why`.
+  static void NotCreated(Communicator* comm, const std::string& why);
   virtual ~DistributedOptimizer() = default;
 
   virtual const Traits& traits() const = 0;

@@ -83,6 +83,16 @@ class _Slot:
         return p.dtype is self.dtype and p.shape == self.shape and p.stride() == self.stride
 
 
+@contextlib.contextmanager
+def _told_to_others(communicator: Any) -> Iterator[None]:
+    """What raises here on one rank only raises on the others too, which wait for it."""
+    try:
+        yield
+    except Exception as error:
+        _core.optimizer_not_created(communicator, str(error))
+        raise
+
+
 class DistributedOptimizer(torch.optim.Optimizer):
     """An optimizer plugin of the engine on PyTorch parameters; base of the named optimizers.
 
@@ -163,37 +173,38 @@ class DistributedOptimizer(torch.optim.Optimizer):
         **hypers: float,
     ) -> None:
         communicator = _runtime.communicator()
-        if not isinstance(plugin, str):
-            raise TypeError(f"plugin must be a name, not {plugin!r}")
-        self._plugin = plugin
-        traits = _core.optimizer_traits(plugin)
-        self._state_names: list[str] = traits["states"]
-        # Hyper-parameters with their lowest and highest value.
-        own = {key: limits for key, _, *limits in traits["hypers"]}
-        common = dict.fromkeys(("lr", "momentum", "weight_decay"), (0.0, sys.float_info.max))
-        self._limits = [(key, *limits) for key, limits in {**common, **own}.items()]
-        self._name = name or plugin
-        self._where = f"rank {communicator.rank}: {self._name}"
-        self._overlap = overlap
-        self._allow_unstable = allow_unstable
-        self._broadcasts = bool(broadcast)
-        # By the step from which each is used; None: that of bf.set_topology.
-        self._topologies: dict[int, Any] = {
-            0: None if topology is None else self._sequence(topology)
-        }
-        self._forget()
-        defaults = {"lr": lr, "weight_decay": weight_decay, "step": 0}
-        defaults.update({key: initial for key, initial, *_ in traits["hypers"]})
-        unknown = sorted(set(hypers) - set(own))
-        if unknown:
-            raise TypeError(
-                f"{self._where}: {plugin} has no hyper-parameter {', '.join(unknown)}; beside lr, "
-                f"momentum and weight_decay it has {', '.join(own) or 'none'}"
-            )
-        defaults.update(hypers)
-        if momentum is not None:
-            defaults["momentum"] = momentum
-        super().__init__(params, defaults)
+        with _told_to_others(communicator):
+            if not isinstance(plugin, str):
+                raise TypeError(f"plugin must be a name, not {plugin!r}")
+            self._plugin = plugin
+            traits = _core.optimizer_traits(plugin)
+            self._state_names: list[str] = traits["states"]
+            # Hyper-parameters with their lowest and highest value.
+            own = {key: limits for key, _, *limits in traits["hypers"]}
+            common = dict.fromkeys(("lr", "momentum", "weight_decay"), (0.0, sys.float_info.max))
+            self._limits = [(key, *limits) for key, limits in {**common, **own}.items()]
+            self._name = name or plugin
+            self._where = f"rank {communicator.rank}: {self._name}"
+            self._overlap = overlap
+            self._allow_unstable = allow_unstable
+            self._broadcasts = bool(broadcast)
+            # By the step from which each is used; None: that of bf.set_topology.
+            self._topologies: dict[int, Any] = {
+                0: None if topology is None else self._sequence(topology)
+            }
+            self._forget()
+            defaults = {"lr": lr, "weight_decay": weight_decay, "step": 0}
+            defaults.update({key: initial for key, initial, *_ in traits["hypers"]})
+            unknown = sorted(set(hypers) - set(own))
+            if unknown:
+                raise TypeError(
+                    f"{self._where}: {plugin} has no hyper-parameter {', '.join(unknown)}; beside "
+                    f"lr, momentum and weight_decay it has {', '.join(own) or 'none'}"
+                )
+            defaults.update(hypers)
+            if momentum is not None:
+                defaults["momentum"] = momentum
+            super().__init__(params, defaults)
         self._register(communicator)
         if broadcast:
             self._broadcast()
@@ -336,13 +347,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def _register(self, communicator: Any) -> None:
         entries, slots = [], {}
-        for name, param, group in self._names():
-            if not param.requires_grad:
-                continue
-            capsule = _adapter.export(param, f"{self._where}: parameter '{name}'")
-            slots[param] = _Slot(len(entries), name, param)
-            entries.append((name, capsule, group))
-            self._make_state(param)
+        with _told_to_others(communicator):
+            for name, param, group in self._names():
+                if not param.requires_grad:
+                    continue
+                capsule = _adapter.export(param, f"{self._where}: parameter '{name}'")
+                slots[param] = _Slot(len(entries), name, param)
+                entries.append((name, capsule, group))
+                self._make_state(param)
         shares = collections.Counter(p.untyped_storage().data_ptr() for p in slots)
         for param, slot in slots.items():
             slot.alone = shares[param.untyped_storage().data_ptr()] == 1
