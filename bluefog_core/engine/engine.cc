@@ -411,16 +411,17 @@ Engine::Nap Engine::PrepareSleep(bool rung) {
       driven || (drives_ != drives_seen_ && (in_series_ || executor_.active_count() == 0));
   drives_seen_ = drives_;
   looks_again_.store(lend);
+  // A caller that was about to do it may have left off.
+  const bool more = inbox_filled_.load() || executor_.runnable();
   if (lend) {
     if (transport_ != nullptr) transport_->Disarm();
-    return {(driven || !inbox_filled_.load()) && !stop_.load(), kLendMs};
+    return {(driven || !more) && !stop_.load(), kLendMs};
   }
   // A publish that met back-pressure is tried again when a release rings; time-outs need a clock,
   // also those of operations that a caller starts and leaves while this thread sleeps.
   const int64_t until_check = (next_check_ns_ - NowNs()) / kMillisecond + 1;
   const int64_t ms = executor_.active_count() > 0 ? until_check : IdleNapMs(config_);
-  return {!inbox_filled_.load() && Arm() && !stop_.load(),
-          static_cast<int>(std::clamp<int64_t>(ms, 1, 1000))};
+  return {!more && Arm() && !stop_.load(), static_cast<int>(std::clamp<int64_t>(ms, 1, 1000))};
 }
 
 void Engine::Loop() NO_THREAD_SAFETY_ANALYSIS {

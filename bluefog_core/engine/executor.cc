@@ -159,6 +159,7 @@ void Executor::OpenGates(Operation* op, bool produce, bool consume) {
 }
 
 void Executor::MakeReady(Operation* op, int32_t u) {
+  if (op->failing) return;
   const Plan::Unit& unit = op->plan->units[u];
   const StepKind kind = op->plan->schedule.steps[unit.first].kind;
   switch (kind) {
@@ -240,6 +241,7 @@ bool Executor::Run() {
     CompleteUnit(op, u);
   }
   FinishIfQuiet(op);
+  RunSenders();  // What it made ready leaves in this turn.
   return true;
 }
 

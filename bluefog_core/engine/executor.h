@@ -174,7 +174,8 @@ class Executor {
   // wait for room there. And those with units to compute.
   TurnQueue woken_, copying_, no_slot_;
   std::vector<TurnQueue> lines_;
-  bool in_line_ = false;  ///< Somebody may be.
+  bool lines_used_ = false;    ///< Somebody may be in one.
+  int64_t releases_seen_ = 0;  ///< Of slots.
   TurnQueue computing_;
   int64_t completed_ = 0;  ///< Of the active ones.
   int64_t ready_units_ = 0, unanswered_ = 0;

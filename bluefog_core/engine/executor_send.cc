@@ -19,9 +19,9 @@ namespace {
 // has, and another one, which the peer wants first, can pass.
 constexpr size_t kWindow = 64;
 // Messages that a peer may owe releases for, over all operations. Up to the first number they go
-// unasked. From there on the peer must have submitted the operation, and each operation gets one at
-// a time, so that one that both sides wait for always finds room behind many that only this side
-// has submitted. What the link has beyond the second number is for posts and refusals.
+// unasked. From there on the peer must have submitted the operation, and each operation gets one
+// chunk at a time, so that one that both sides wait for always finds room behind many that only
+// this side has submitted. What the link has beyond the second number is for posts and refusals.
 constexpr int64_t kUnaskedWindow = transport::kMaxInFlight / 2;
 constexpr int64_t kAskedWindow = transport::kMaxInFlight / 8 * 7;
 // Chunks that are staged before the first of them is combined, over all operations.
@@ -155,8 +155,8 @@ StatusOr<Executor::Outcome> Executor::Prepare(Operation* op, const Plan::Unit& u
   return Outcome::kDone;
 }
 
-// Is there room at `peer` for one more message of `op`? If not, sees to it that it will be tried
-// again.
+// Is there room at `peer` for one more message of `op`? If not, an event of its own will wake it,
+// or it is in line, or the peer is about to have much room (OnSendDone).
 bool Executor::MaySend(Operation* op, int peer) {
   if (owed_[peer] < kUnaskedWindow) return true;
   const int d = op->plan->DestinationOf(peer);
@@ -164,9 +164,10 @@ bool Executor::MaySend(Operation* op, int peer) {
     op->posted[d] = Operation::kAsked;
     Post(op, peer, kSendsToYou);
   }
-  if (op->posted[d] != Operation::kPosted || op->inflight.size() >= op->plan->destinations.size()) {
-    return false;
-  }
+  // All payloads of a chunk: the peer may release none before it has all.
+  const size_t one_chunk =
+      op->plan->destinations.size() * static_cast<size_t>(op->plan->schedule.buffers);
+  if (op->posted[d] != Operation::kPosted || op->inflight.size() >= one_chunk) return false;
   if (owed_[peer] >= kAskedWindow) GetInLine(op, peer);
   return owed_[peer] < kAskedWindow;
 }
@@ -176,7 +177,7 @@ void Executor::GetInLine(Operation* op, int peer) {
   if (in_line) return;
   in_line = true;
   lines_[peer].Push(op);
-  in_line_ = true;
+  lines_used_ = true;
 }
 
 // kDone: nothing is left to send for this unit, or the operation failed.
@@ -259,7 +260,7 @@ bool Executor::RunSenders() {
     moved = true;
     FinishIfQuiet(op);
   };
-  const bool look = std::exchange(in_line_, false);
+  const bool look = std::exchange(lines_used_, false);
   for (int peer = 0; look && peer < size_; ++peer) {
     // When there is no room for the first, there is none for the others.
     while (Operation* const op = lines_[peer].Pop()) {
@@ -269,11 +270,14 @@ bool Executor::RunSenders() {
       if (op->listed == Operation::kUnlisted) run(op);
       if (op->active && op->order == order && op->in_line[d]) break;
     }
-    in_line_ |= !lines_[peer].empty();
+    lines_used_ |= !lines_[peer].empty();
   }
-  while (Operation* const op = no_slot_.Pop()) {
-    op->listed = Operation::kUnlisted;
-    WakeSender(op);
+  if (slots_.releases() != releases_seen_) {
+    releases_seen_ = slots_.releases();
+    while (Operation* const op = no_slot_.Pop()) {
+      op->listed = Operation::kUnlisted;
+      WakeSender(op);
+    }
   }
   while (MayCopy()) {
     Operation* const op = copying_.Pop();
@@ -317,7 +321,10 @@ void Executor::OnSendDone(uint64_t cookie, const Status& status) {
   for (size_t i = 0; i < op->inflight.size(); ++i) {
     if (op->inflight[i].publish != ordinal || op->inflight[i].target != target) continue;
     const int peer = op->inflight[i].peer;
-    --owed_[peer];
+    // Those that could not send unasked. Not at once, or each message beyond would wake them all.
+    if (--owed_[peer] == kUnaskedWindow / 2) {
+      for (Operation* waiting : active_) WakeSender(waiting);
+    }
     op->inflight[i] = op->inflight.back();
     op->inflight.pop_back();
     if (!status.ok() && !op->failing && !op->completed) Break(op, peer);

@@ -22,7 +22,7 @@ int Plan::DestinationOf(int peer) const {
 
 namespace {
 
-void SortOut(std::vector<int>* ranks) {
+void SortUnique(std::vector<int>* ranks) {
   std::sort(ranks->begin(), ranks->end());
   ranks->erase(std::unique(ranks->begin(), ranks->end()), ranks->end());
 }
@@ -143,7 +143,7 @@ StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule,
   if (edges != nullptr) AddEdgeWeights(*edges, plan.get());
   plan->peers = plan->destinations;
   for (const Plan::Inbound& in : plan->inbound) plan->peers.push_back(in.peer);
-  SortOut(&plan->peers);
+  SortUnique(&plan->peers);
   plan->schedule = std::move(schedule);
   return std::shared_ptr<const Plan>(std::move(plan));
 }
@@ -153,7 +153,7 @@ std::vector<int> PeersOf(const Neighborhood& neighborhood) {
   for (const auto* edges : {&neighborhood.in, &neighborhood.out}) {
     for (const Edge& e : *edges) peers.push_back(e.rank);
   }
-  SortOut(&peers);
+  SortUnique(&peers);
   return peers;
 }
 

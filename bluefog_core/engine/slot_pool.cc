@@ -15,6 +15,7 @@ StatusOr<std::shared_ptr<std::byte>> SlotPool::Acquire(int64_t held, int64_t gua
 }
 
 void SlotPool::Release(std::shared_ptr<std::byte> slot) {
+  ++releases_;
   if (made_ > base_slots_) {
     --made_;  // An overflow slot goes back to the arena.
     return;

@@ -26,12 +26,14 @@ class SlotPool {
   /// exhausted.
   StatusOr<std::shared_ptr<std::byte>> Acquire(int64_t held, int64_t guarantee);
   void Release(std::shared_ptr<std::byte> slot);
+  /// How many there were.
+  int64_t releases() const { return releases_; }
 
  private:
   std::shared_ptr<transport::Arena> arena_;
   int64_t slot_bytes_;
   int64_t base_slots_;
-  int64_t made_ = 0;
+  int64_t made_ = 0, releases_ = 0;
   std::vector<std::shared_ptr<std::byte>> free_;
 };
 

@@ -592,6 +592,7 @@ def test_an_optimizer_that_cannot_be_made_on_one_rank_fails_on_all():
         "no hyper-parameter": lambda model: make(
             "DistributedOptimizer", model, plugin="dsgd", trust=1.0
         ),
+        "momentum": lambda model: make("DSGD", model, momentum=0.9),
         "complex64": lambda _: bf.optim.DmSGD([torch.nn.Parameter(torch.zeros(2) * 1j)], lr=0.1),
     }
     for word, make_wrong in wrong.items():
@@ -606,6 +607,25 @@ def test_an_optimizer_that_cannot_be_made_on_one_rank_fails_on_all():
         # The next ones meet.
         model = make_model()
         train(model, make("DecentLaM", model), 2)
+
+
+@on_ranks(N)
+def test_a_model_that_cannot_be_exchanged_any_more_on_one_rank():
+    model = make_model()
+    optimizer = make("DecentLaM", model, overlap=False)
+    train(model, optimizer, 1)
+    if bf.rank() == 1:
+        model.half()
+    if bf.rank() in (0, 2):
+        with pytest.raises(bf.BluefogError, match=r"rank 1.*is torch.float16"):
+            train(model, optimizer, 1, start=1)
+    elif bf.rank() == 1:
+        with pytest.raises(ValueError, match="must be float32 or float64"):
+            train(model, optimizer, 1, start=1)
+    # New ones meet.
+    bf.barrier()
+    model = make_model()
+    train(model, make("DecentLaM", model), 2)
 
 
 @on_ranks(N)

@@ -201,6 +201,12 @@ except KeyboardInterrupt:
 def test_forked_children_raise_and_leave_the_parent_alone():
     script = """
 import os, sys, numpy as np, bluefog as bf
+try:
+    import bluefog.torch as torch
+    from torch import nn, zeros
+    parameter = nn.Parameter(zeros(3))
+except ImportError:
+    torch = None
 bf.init()
 handle = bf.allreduce_nonblocking(np.ones(1000))
 y = bf.neighbor_allreduce(np.ones(5))
@@ -215,6 +221,14 @@ if pid == 0:
             assert "forked" in str(error) and error.code == "FAILED_PRECONDITION", error
         else:
             os._exit(7)
+    if torch:
+        for make in (torch.optim.DSGD, torch.optim.DecentLaM):
+            try:
+                make([parameter], lr=0.1)
+            except bf.BluefogError as error:
+                assert "forked" in str(error), error
+            else:
+                os._exit(8)
     y[:] = 3                               # Memory stays usable.
     del handle, y
     sys.exit(5)                            # With all exit handlers.

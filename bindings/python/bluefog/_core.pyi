@@ -153,6 +153,7 @@ class DistributedOptimizer:
         allow_unstable: bool,
         step: int,
         agreed: str,
+        first: bool,
     ) -> None: ...
     def retire(self, why: str) -> None: ...
     @property

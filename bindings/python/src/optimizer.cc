@@ -29,7 +29,7 @@ class PyOptimizer {
  public:
   PyOptimizer(const Session& session, const std::string& plugin,
               const std::vector<Parameter>& parameters, std::shared_ptr<TopologySequence> topology,
-              bool allow_unstable, int64_t step, const std::string& agreed)
+              bool allow_unstable, int64_t step, const std::string& agreed, bool first)
       : communicator_(session.shared()) {
     Communicator* communicator = &session.get();
     DistributedOptimizerOptions options;
@@ -40,8 +40,8 @@ class PyOptimizer {
     options.agreed = agreed;
     try {
       for (const auto& [name, tensor, group] : parameters) Register(name, tensor, group, &options);
-    } catch (const std::exception& error) {
-      DistributedOptimizer::NotCreated(communicator, error.what());
+    } catch (const py::error_already_set& error) {
+      if (first) DistributedOptimizer::NotCreated(communicator, py::str(error.value()));
       throw;
     }
     bindings_.resize(views_.size());
@@ -196,13 +196,14 @@ class PyOptimizer {
 void BindOptimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "DistributedOptimizer")
       .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
-                    std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&>(),
+                    std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&, bool>(),
            py::arg("communicator"), py::arg("plugin"), py::arg("params"), py::arg("topology"),
-           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"))
+           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"), py::arg("first"))
       .def("retire",
            [](const PyOptimizer& o, const std::string& why) {
+             DistributedOptimizer& optimizer = o.get();
              const py::gil_scoped_release release;
-             o.get().Retire(why);
+             optimizer.Retire(why);
            })
       .def_property_readonly("failed", [](const PyOptimizer& o) { return !o.get().status().ok(); })
       .def("set_hypers", &PyOptimizer::SetHypers)
@@ -221,8 +222,9 @@ void BindOptimizer(py::module_& module) {
                              [](const PyOptimizer& o) { return o.get().bytes_pinned(); });
 
   module.def("optimizer_not_created", [](const Session& session, const std::string& why) {
+    Communicator* const communicator = &session.get();
     const py::gil_scoped_release release;
-    DistributedOptimizer::NotCreated(&session.get(), why);
+    DistributedOptimizer::NotCreated(communicator, why);
   });
   module.def("optimizer_traits", [](const std::string& name) {
     const std::unique_ptr<Optimizer> optimizer = ValueOrThrow(MakeOptimizer(name));

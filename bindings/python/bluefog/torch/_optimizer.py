@@ -84,12 +84,13 @@ class _Slot:
 
 
 @contextlib.contextmanager
-def _told_to_others(communicator: Any) -> Iterator[None]:
-    """What raises here on one rank only raises on the others too, which wait for it."""
+def told_to_others(communicator: Any) -> Iterator[None]:
+    """Where an optimizer is made: what raises on one rank only must not let the others wait."""
     try:
         yield
     except Exception as error:
-        _core.optimizer_not_created(communicator, str(error))
+        with contextlib.suppress(BluefogError):  # What is raised here counts.
+            _core.optimizer_not_created(communicator, str(error))
         raise
 
 
@@ -173,7 +174,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         **hypers: float,
     ) -> None:
         communicator = _runtime.communicator()
-        with _told_to_others(communicator):
+        with told_to_others(communicator):
             if not isinstance(plugin, str):
                 raise TypeError(f"plugin must be a name, not {plugin!r}")
             self._plugin = plugin
@@ -347,7 +348,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def _register(self, communicator: Any) -> None:
         entries, slots = [], {}
-        with _told_to_others(communicator):
+        first = self._communicator is not communicator
+        with told_to_others(communicator) if first else self._retired_by_failure():
             for name, param, group in self._names():
                 if not param.requires_grad:
                     continue
@@ -358,7 +360,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         shares = collections.Counter(p.untyped_storage().data_ptr() for p in slots)
         for param, slot in slots.items():
             slot.alone = shares[param.untyped_storage().data_ptr()] == 1
-        if self._core is not None and self._communicator is communicator:
+        if self._core is not None and not first:
             # If this is the only rank, the others must not wait for a step of the old one.
             self._core.retire(self._changes(slots))
         self._core = None  # Its slots are free before the new ones are taken.
@@ -373,6 +375,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._allow_unstable,
                 step,
                 f"broadcast={self._broadcasts}",
+                first,
             )
             for from_step, sequence in self._topologies.items():
                 if from_step > current:
@@ -391,6 +394,16 @@ class DistributedOptimizer(torch.optim.Optimizer):
         for param in slots:
             if param not in self._hooks:
                 self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
+
+    @contextlib.contextmanager
+    def _retired_by_failure(self) -> Iterator[None]:
+        """Others may be in a step that this rank will not come to."""
+        try:
+            yield
+        except Exception as error:
+            if self._core is not None:
+                self._core.retire(str(error))
+            raise
 
     def _changes(self, now: dict[torch.Tensor, _Slot]) -> str:
         """Why this rank registers anew: the first parameter that differs from before."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import _runtime
 from .._errors import BluefogValueError
-from ._optimizer import DistributedOptimizer
+from ._optimizer import DistributedOptimizer, told_to_others
 
 __all__ = ["DSGD", "DecentLaM", "DistributedOptimizer", "DmSGD", "PmSGD"]
 
@@ -42,11 +43,12 @@ class DSGD(DistributedOptimizer):
         allow_unstable: bool = False,
         name: str | None = None,
     ) -> None:
-        if momentum != 0.0:
-            raise BluefogValueError(
-                f"{name or 'dsgd'}: momentum is {momentum!r}, but this method has none: give 0, or "
-                "use DmSGD"
-            )
+        with told_to_others(_runtime.communicator()):
+            if momentum != 0.0:
+                raise BluefogValueError(
+                    f"{name or 'dsgd'}: momentum is {momentum!r}, but this method has none: give "
+                    "0, or use DmSGD"
+                )
         super().__init__(
             params,
             lr,
