@@ -11,7 +11,7 @@ from ranks import run_script
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SOAK = """
-import gc, os, random, time
+import ctypes, gc, os, random, time
 import numpy as np
 import torch
 import bluefog.torch as bf
@@ -34,6 +34,7 @@ def optimizer():
 
 def used():
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # What is free may still be the process's.
     pages = int(open("/proc/self/statm").read().split()[1])
     return (pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd")),
             len(os.listdir("/proc/self/task")))
@@ -73,7 +74,7 @@ while True:
     if phase == 2 or (phase == 1 and before is None) or rounds % 100 == 99:
         distance = bf.consensus_distance(model.parameters())
         assert distance < 1.0, distance
-        del opt
+        opt = todo = works = work = want = loss = None  # The tensors of the last round.
         bf.shutdown()
         after = used()
         if phase == 2:
