@@ -113,7 +113,7 @@ Status DistributedOptimizerImpl::Prepare() {
 }
 
 Status DistributedOptimizerImpl::Init() {
-  shared_.name = shared_.engine->NextOptimizer();
+  shared_.name = options_.name.empty() ? shared_.engine->NextOptimizer() : options_.name;
   if (Status s = Prepare(); !s.ok()) {
     DeclineOptimizer(shared_.engine, shared_.name, s);
     return s;
@@ -301,9 +301,11 @@ StatusOr<std::unique_ptr<DistributedOptimizer>> DistributedOptimizer::Create(
   return std::unique_ptr<DistributedOptimizer>(std::move(made));
 }
 
-void DistributedOptimizer::NotCreated(Communicator* comm, const std::string& why) {
+void DistributedOptimizer::NotCreated(Communicator* comm, const std::string& why,
+                                      std::string name) {
   Engine* const engine = comm->engine();
-  DeclineOptimizer(engine, engine->NextOptimizer(), absl::InvalidArgumentError(why));
+  if (name.empty()) name = engine->NextOptimizer();
+  DeclineOptimizer(engine, name, absl::InvalidArgumentError(why));
 }
 
 }  // namespace bluefog

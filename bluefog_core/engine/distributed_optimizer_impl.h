@@ -24,6 +24,7 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   Status Init();
 
   const Traits& traits() const override { return shared_.plugin->traits(); }
+  const std::string& name() const override { return shared_.name; }
   int64_t step() const override { return step_; }
   bool in_step() const override { return in_step_ || leaving_; }
   int64_t bytes_pinned() const override { return bytes_pinned_; }

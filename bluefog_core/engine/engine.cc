@@ -470,7 +470,11 @@ void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point
   }
   drivers_.fetch_sub(1);
   // The background thread may have left the work to this one, which never came to it.
-  if (!completion.done() && sleeping_.exchange(false)) Kick();
+  if (completion.done()) {
+    KickIfNeeded();
+  } else if (sleeping_.exchange(false)) {
+    Kick();
+  }
 }
 
 void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time_point deadline,

@@ -59,7 +59,10 @@ class Executor {
   /// Publishes what can be published and runs one unit of computation. True if anything moved.
   bool Run();
   /// True if Run would find something to compute or to send.
-  bool runnable() const { return ready_units_ > 0 || !woken_.empty() || !copying_.empty(); }
+  bool runnable() const {
+    return ready_units_ > 0 || !woken_.empty() || !copying_.empty() ||
+           (!no_slot_.empty() && slots_.releases() != releases_seen_);
+  }
   bool idle() const { return active_.empty() && outbox_count_ == 0 && refused_.empty(); }
   /// Operations that somebody waits for.
   int64_t active_count() const { return static_cast<int64_t>(active_.size()) - completed_; }

@@ -27,10 +27,12 @@ void Executor::Fail(Operation* op, const Status& status, int except_peer) {
     peers_[f.peer]->Revoke(f.peer, Cookie{op->index, f.publish, f.target}.Pack());
   }
   for (Operation::Publish& p : op->publishes) {
-    if (!p.prepared) continue;
-    p.unreleased -= static_cast<int32_t>(p.unsent.size());
-    p.unsent.clear();
-    if (p.unreleased == 0 && p.slot != nullptr) {
+    if (p.prepared) {
+      p.unreleased -= static_cast<int32_t>(p.unsent.size());
+      p.unsent.clear();
+    }
+    // Not prepared: a codec failed when it had its slot.
+    if (p.slot != nullptr && (!p.prepared || p.unreleased == 0)) {
       slots_.Release(std::move(p.slot));
       p.slot = nullptr;
     }

@@ -164,10 +164,10 @@ bool Executor::MaySend(Operation* op, int peer) {
     op->posted[d] = Operation::kAsked;
     Post(op, peer, kSendsToYou);
   }
+  const auto mine = std::count_if(op->inflight.begin(), op->inflight.end(),
+                                  [peer](const Operation::Inflight& f) { return f.peer == peer; });
   // All payloads of a chunk: the peer may release none before it has all.
-  const size_t one_chunk =
-      op->plan->destinations.size() * static_cast<size_t>(op->plan->schedule.buffers);
-  if (op->posted[d] != Operation::kPosted || op->inflight.size() >= one_chunk) return false;
+  if (op->posted[d] != Operation::kPosted || mine >= op->plan->schedule.buffers) return false;
   if (owed_[peer] >= kAskedWindow) GetInLine(op, peer);
   return owed_[peer] < kAskedWindow;
 }

@@ -29,7 +29,7 @@ class PyOptimizer {
  public:
   PyOptimizer(const Session& session, const std::string& plugin,
               const std::vector<Parameter>& parameters, std::shared_ptr<TopologySequence> topology,
-              bool allow_unstable, int64_t step, const std::string& agreed, bool first)
+              bool allow_unstable, int64_t step, const std::string& agreed, const std::string& name)
       : communicator_(session.shared()) {
     Communicator* communicator = &session.get();
     DistributedOptimizerOptions options;
@@ -38,10 +38,16 @@ class PyOptimizer {
     options.allow_unstable = allow_unstable;
     options.step = step;
     options.agreed = agreed;
+    options.name = name;
     try {
-      for (const auto& [name, tensor, group] : parameters) Register(name, tensor, group, &options);
+      for (const auto& [param, tensor, group] : parameters) {
+        Register(param, tensor, group, &options);
+      }
     } catch (const py::error_already_set& error) {
-      if (first) DistributedOptimizer::NotCreated(communicator, py::str(error.value()));
+      DistributedOptimizer::NotCreated(communicator, py::str(error.value()), name);
+      throw;
+    } catch (const std::exception& error) {
+      DistributedOptimizer::NotCreated(communicator, error.what(), name);
       throw;
     }
     bindings_.resize(views_.size());
@@ -196,16 +202,19 @@ class PyOptimizer {
 void BindOptimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "DistributedOptimizer")
       .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
-                    std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&, bool>(),
+                    std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&,
+                    const std::string&>(),
            py::arg("communicator"), py::arg("plugin"), py::arg("params"), py::arg("topology"),
-           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"), py::arg("first"))
+           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"), py::arg("name"))
       .def("retire",
            [](const PyOptimizer& o, const std::string& why) {
              DistributedOptimizer& optimizer = o.get();
              const py::gil_scoped_release release;
              optimizer.Retire(why);
            })
-      .def_property_readonly("failed", [](const PyOptimizer& o) { return !o.get().status().ok(); })
+      .def_property_readonly("name", [](const PyOptimizer& o) { return o.get().name(); })
+      .def_property_readonly(
+          "failure", [](const PyOptimizer& o) { return std::string(o.get().status().message()); })
       .def("set_hypers", &PyOptimizer::SetHypers)
       .def("bind", &PyOptimizer::Bind)
       .def("ready", &PyOptimizer::Ready)
@@ -221,11 +230,12 @@ void BindOptimizer(py::module_& module) {
       .def_property_readonly("bytes_pinned",
                              [](const PyOptimizer& o) { return o.get().bytes_pinned(); });
 
-  module.def("optimizer_not_created", [](const Session& session, const std::string& why) {
-    Communicator* const communicator = &session.get();
-    const py::gil_scoped_release release;
-    DistributedOptimizer::NotCreated(communicator, why);
-  });
+  module.def("optimizer_not_created",
+             [](const Session& session, const std::string& why, const std::string& name) {
+               Communicator* const communicator = &session.get();
+               const py::gil_scoped_release release;
+               DistributedOptimizer::NotCreated(communicator, why, name);
+             });
   module.def("optimizer_traits", [](const std::string& name) {
     const std::unique_ptr<Optimizer> optimizer = ValueOrThrow(MakeOptimizer(name));
     const Traits& t = optimizer->traits();

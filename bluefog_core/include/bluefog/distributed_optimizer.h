@@ -52,6 +52,9 @@ struct DistributedOptimizerOptions {
   bool allow_unstable = false;  ///< Run on a graph that CheckTopology refuses; warns.
   int64_t step = 0;             ///< First step, when resuming.
   std::string agreed;           ///< Settings of the caller's own that all ranks must share.
+  /// By which the ranks find each other; equal on all of them, and new. Empty: by how many without
+  /// a name the communicator has made before.
+  std::string name;
   /// Asked about every 100 ms while Create waits for the other ranks; true gives up (Ctrl-C).
   std::function<bool()> interrupted;
 };
@@ -63,10 +66,12 @@ class DistributedOptimizer {
   static StatusOr<std::unique_ptr<DistributedOptimizer>> Create(
       Communicator* comm, DistributedOptimizerOptions options);
   /// Instead of Create on a rank that does not come to it: that of the others fails with `why`.
-  static void NotCreated(Communicator* comm, const std::string& why);
+  /// `name`: as in the options.
+  static void NotCreated(Communicator* comm, const std::string& why, std::string name = "");
   virtual ~DistributedOptimizer() = default;
 
   virtual const Traits& traits() const = 0;
+  virtual const std::string& name() const = 0;
   /// The first failure that neighbours were told of, or that they told; Ok. No step is possible
   /// after it: parameters may be partly updated, so load a checkpoint into a new optimizer.
   virtual Status status() const = 0;

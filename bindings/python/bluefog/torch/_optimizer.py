@@ -84,13 +84,13 @@ class _Slot:
 
 
 @contextlib.contextmanager
-def told_to_others(communicator: Any) -> Iterator[None]:
+def told_to_others(communicator: Any, name: str = "") -> Iterator[None]:
     """Where an optimizer is made: what raises on one rank only must not let the others wait."""
     try:
         yield
     except Exception as error:
         with contextlib.suppress(BluefogError):  # What is raised here counts.
-            _core.optimizer_not_created(communicator, str(error))
+            _core.optimizer_not_created(communicator, str(error), name)
         raise
 
 
@@ -147,8 +147,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
     optimizer can be used again. Changes that autograd does not see (``p.grad.data``, NumPy views)
     are not noticed, and give results that depend on chance.
 
-    What ranks tell each other (another lr, topology or step; a rank that came too late) ends the
-    optimizer, as parameters may be partly updated: every further step raises. Once it has raised on
+    What ranks tell each other (another lr, topology or step; a rank that came too late; a model
+    that one of them changed so that it cannot be exchanged) ends the optimizer, as parameters may
+    be partly updated: every further step raises. Once it has raised on
     every rank, ``load_state_dict`` on all of them makes it work again, or make a new one.
 
     With a ``GradScaler`` use ``overlap=False``. An overflow on this rank then means a step with g
@@ -214,6 +215,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """What belongs to this process and its engine; the first step registers anew."""
         self._communicator: Any = None
         self._core: Any = None
+        # Registered anew, it needs a name that only ranks with the same history give it.
+        self._first_name, self._recoveries, self._attempts = "", 0, 0
+        self._failure = ""  # Why it cannot be registered; until a checkpoint is loaded.
         self._slots: dict[torch.Tensor, _Slot] = {}
         self._hooks: dict[torch.Tensor, Any] = {}
         self._hypers: list[list[float]] = []
@@ -271,8 +275,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         except BaseException:
             self.state, self.param_groups = before
             raise
-        if self._core is not None and self._core.failed:
-            self._core = None  # The next step registers anew.
+        if self._failed():  # The next step registers anew.
+            self._core, self._failure = None, ""
+            self._recoveries, self._attempts = self._recoveries + 1, 0
         if self._core is not None:
             self._core.step = self.param_groups[0]["step"]
 
@@ -346,10 +351,35 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _name_of(self, param: torch.Tensor) -> str:
         return next((name for name, p, _ in self._names() if p is param), "?")
 
+    def _failed(self) -> str:
+        return self._failure or ("" if self._core is None else self._core.failure)
+
     def _register(self, communicator: Any) -> None:
-        entries, slots = [], {}
         first = self._communicator is not communicator
-        with told_to_others(communicator) if first else self._retired_by_failure():
+        name = ""
+        if not first:
+            if failure := self._failed():
+                raise BluefogError(
+                    f"{self._where}: the optimizer failed before: {failure}. Load a checkpoint on "
+                    "all ranks, or make a new optimizer there"
+                )
+            name = f"{self._first_name}.{self._recoveries}.{self._attempts}"
+            self._attempts += 1
+        try:
+            self._enter(communicator, name)
+        except Exception as error:
+            if not first:
+                self._failure = str(error)
+                if self._core is not None:  # Others may be in a step that this rank won't come to.
+                    self._core.retire(self._failure)
+            raise
+        if first:
+            self._first_name, self._failure = self._core.name, ""
+            self._recoveries = self._attempts = 0
+
+    def _enter(self, communicator: Any, registration: str) -> None:
+        entries, slots = [], {}
+        with told_to_others(communicator, registration):
             for name, param, group in self._names():
                 if not param.requires_grad:
                     continue
@@ -360,7 +390,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         shares = collections.Counter(p.untyped_storage().data_ptr() for p in slots)
         for param, slot in slots.items():
             slot.alone = shares[param.untyped_storage().data_ptr()] == 1
-        if self._core is not None and not first:
+        if self._core is not None and registration:
             # If this is the only rank, the others must not wait for a step of the old one.
             self._core.retire(self._changes(slots))
         self._core = None  # Its slots are free before the new ones are taken.
@@ -375,8 +405,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._allow_unstable,
                 step,
                 f"broadcast={self._broadcasts}",
-                first,
+                registration,
             )
+            self._core = core
             for from_step, sequence in self._topologies.items():
                 if from_step > current:
                     core.set_topology(sequence, from_step)
@@ -384,7 +415,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             if str(error).startswith("rank "):
                 raise
             raise BluefogValueError(f"{self._where}: {error}") from None
-        self._core, self._communicator, self._slots = core, communicator, slots
+        self._communicator, self._slots = communicator, slots
         for param in [p for p in self._hooks if p not in slots]:
             self._hooks.pop(param).remove()
         if not self._overlap:
@@ -394,16 +425,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         for param in slots:
             if param not in self._hooks:
                 self._hooks[param] = param.register_post_accumulate_grad_hook(hook)
-
-    @contextlib.contextmanager
-    def _retired_by_failure(self) -> Iterator[None]:
-        """Others may be in a step that this rank will not come to."""
-        try:
-            yield
-        except Exception as error:
-            if self._core is not None:
-                self._core.retire(str(error))
-            raise
 
     def _changes(self, now: dict[torch.Tensor, _Slot]) -> str:
         """Why this rank registers anew: the first parameter that differs from before."""
