@@ -623,12 +623,7 @@ def test_a_model_that_cannot_be_exchanged_any_more_on_one_rank():
         with pytest.raises(ValueError, match="must be float32 or float64"):
             train(model, optimizer, 1, start=1)
     bf.barrier()
-    if bf.rank() == 1:
-        model.float()
-        with pytest.raises(bf.BluefogError, match=r"failed before.*float16.*Load a checkpoint"):
-            train(model, optimizer, 1, start=1)
     # New ones meet.
-    bf.barrier()
     model = make_model()
     train(model, make("DecentLaM", model), 2)
 
@@ -641,10 +636,9 @@ def test_models_converted_to_what_one_rank_cannot_exchange_recover_from_a_checkp
     checkpoint = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     for _ in range(2):
         model.half() if bf.rank() == 1 else model.double()
-        with pytest.raises(ValueError, match=r"rank 1.*must be float32 or float64"):
-            train(model, optimizer, 1, start=2)
-        with pytest.raises(bf.BluefogError, match="failed before"):
-            train(model, optimizer, 1, start=2)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"rank 1.*must be float32 or float64"):
+                train(model, optimizer, 1, start=2)
         model.float()
         model.load_state_dict(checkpoint[0])
         optimizer.load_state_dict(checkpoint[1])

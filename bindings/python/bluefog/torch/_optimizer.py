@@ -217,7 +217,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._core: Any = None
         # Registered anew, it needs a name that only ranks with the same history give it.
         self._first_name, self._recoveries, self._attempts = "", 0, 0
-        self._failure = ""  # Why it cannot be registered; until a checkpoint is loaded.
+        self._unregistered = False  # The last attempt failed.
         self._slots: dict[torch.Tensor, _Slot] = {}
         self._hooks: dict[torch.Tensor, Any] = {}
         self._hypers: list[list[float]] = []
@@ -275,8 +275,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         except BaseException:
             self.state, self.param_groups = before
             raise
-        if self._failed():  # The next step registers anew.
-            self._core, self._failure = None, ""
+        failed = self._core is not None and self._core.failure
+        if failed or self._unregistered:  # The next step registers anew.
+            self._core, self._unregistered = None, False
             self._recoveries, self._attempts = self._recoveries + 1, 0
         if self._core is not None:
             self._core.step = self.param_groups[0]["step"]
@@ -351,17 +352,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _name_of(self, param: torch.Tensor) -> str:
         return next((name for name, p, _ in self._names() if p is param), "?")
 
-    def _failed(self) -> str:
-        return self._failure or ("" if self._core is None else self._core.failure)
-
     def _register(self, communicator: Any) -> None:
         first = self._communicator is not communicator
         name = ""
         if not first:
-            if failure := self._failed():
+            if self._core is not None and self._core.failure:
                 raise BluefogError(
-                    f"{self._where}: the optimizer failed before: {failure}. Load a checkpoint on "
-                    "all ranks, or make a new optimizer there"
+                    f"{self._where}: the optimizer failed before: {self._core.failure}. Load a "
+                    "checkpoint on all ranks, or make a new optimizer there"
                 )
             name = f"{self._first_name}.{self._recoveries}.{self._attempts}"
             self._attempts += 1
@@ -369,13 +367,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._enter(communicator, name)
         except Exception as error:
             if not first:
-                self._failure = str(error)
                 if self._core is not None:  # Others may be in a step that this rank won't come to.
-                    self._core.retire(self._failure)
+                    self._core.retire(str(error))
+                self._core, self._unregistered = None, True
             raise
+        self._unregistered = False
         if first:
-            self._first_name, self._failure = self._core.name, ""
-            self._recoveries = self._attempts = 0
+            self._first_name, self._recoveries, self._attempts = self._core.name, 0, 0
 
     def _enter(self, communicator: Any, registration: str) -> None:
         entries, slots = [], {}
