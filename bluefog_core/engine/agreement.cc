@@ -106,7 +106,7 @@ Status AgreeOnOptimizer(Engine* engine, const std::string& name, const std::stri
     return absl::DeadlineExceededError(
         "optimizer '" + plugin + "' with " + std::to_string(count) +
         " parameters: not all ranks make it. Optimizers are made, and models changed, on all ranks "
-        "alike and in the same order; after an error in that on one rank only, end the job. (" +
+        "alike and in the same order. (" +
         std::string(heads.status().message()) + ")");
   }
   if (!heads.ok()) return heads.status();

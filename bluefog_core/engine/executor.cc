@@ -53,8 +53,7 @@ void Executor::Start(Operation* op) {
   const Plan& plan = *op->plan;
   op->active = true;
   op->order = ++started_;
-  op->listed = Operation::kUnlisted;
-  op->computing = op->failing = op->completed = false;
+  op->listed = op->computing = op->failing = op->completed = false;
   op->failure = absl::OkStatus();
   op->pending.resize(plan.units.size());
   op->starts.Clear();

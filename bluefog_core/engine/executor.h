@@ -173,8 +173,8 @@ class Executor {
   std::vector<uint32_t> free_;
   std::vector<Operation*> active_;  ///< In order of submission.
   uint64_t started_ = 0;            ///< Operations, ever.
-  // Of the active ones, those with something to send: by Operation::Listed, and by peer those that
-  // wait for room there. And those with units to compute.
+  // Of the active ones, those with something to send: woken, for a copy, for a slot, and by peer in
+  // line for room there. And those with units to compute.
   TurnQueue woken_, copying_, no_slot_;
   std::vector<TurnQueue> lines_;
   bool lines_used_ = false;    ///< Somebody may be in one.

@@ -247,15 +247,15 @@ Executor::Outcome Executor::Publish(Operation* op, int32_t u, bool* moved) {
 
 // After an event of its own.
 void Executor::WakeSender(Operation* op) {
-  if (op->publishes_open.empty() || op->listed != Operation::kUnlisted) return;
-  op->listed = Operation::kWoken;
+  if (op->publishes_open.empty() || op->listed) return;
+  op->listed = true;
   woken_.Push(op);
 }
 
 bool Executor::RunSenders() {
   bool moved = false;
   const auto run = [&](Operation* op) {
-    op->listed = Operation::kUnlisted;
+    op->listed = false;
     if (!RunPublishes(op)) return;
     moved = true;
     FinishIfQuiet(op);
@@ -267,7 +267,7 @@ bool Executor::RunSenders() {
       const int d = op->plan->DestinationOf(peer);
       const uint64_t order = op->order;
       op->in_line[d] = false;
-      if (op->listed == Operation::kUnlisted) run(op);
+      if (!op->listed) run(op);
       if (op->active && op->order == order && op->in_line[d]) break;
     }
     lines_used_ |= !lines_[peer].empty();
@@ -275,7 +275,7 @@ bool Executor::RunSenders() {
   if (slots_.releases() != releases_seen_) {
     releases_seen_ = slots_.releases();
     while (Operation* const op = no_slot_.Pop()) {
-      op->listed = Operation::kUnlisted;
+      op->listed = false;
       WakeSender(op);
     }
   }
@@ -295,13 +295,9 @@ bool Executor::RunPublishes(Operation* op) {
   while (!op->publishes_open.empty() && !op->failing && op->inflight.size() < window) {
     const Outcome outcome = Publish(op, op->publishes_open.front(), &moved);
     if (op->failing) return true;
-    if (outcome == Outcome::kAwaitsSlot) {
-      op->listed = Operation::kNoSlot;
-      no_slot_.Push(op);
-    } else if (outcome == Outcome::kAwaitsCopy) {
-      op->listed = Operation::kCopying;
-      copying_.Push(op);
-    }
+    if (outcome == Outcome::kAwaitsSlot) no_slot_.Push(op);
+    if (outcome == Outcome::kAwaitsCopy) copying_.Push(op);
+    op->listed = outcome == Outcome::kAwaitsSlot || outcome == Outcome::kAwaitsCopy;
     if (outcome != Outcome::kDone) break;
     op->publishes_open.erase(op->publishes_open.begin());
   }

@@ -171,9 +171,9 @@ struct Operation : Submission {
   };
   uint32_t index = 0;  ///< In the executor's slab.
   uint64_t order = 0;  ///< Of submission.
-  /// Which of the executor's queues it waits in with what it has to send; none if only an event of
-  /// its own helps, or room at a peer.
-  enum Listed : uint8_t { kUnlisted, kWoken, kCopying, kNoSlot } listed = kUnlisted;
+  /// In one of the executor's queues with what it has to send: woken, for a copy, for a slot. Else
+  /// only an event of its own helps, or room at a peer.
+  bool listed = false;
   bool computing = false;  ///< In the queue of those with units to compute.
   bool active = false, failing = false;
   bool completed = false;   ///< For its caller; releases may still be to come.

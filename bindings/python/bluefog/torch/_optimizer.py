@@ -149,8 +149,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     What ranks tell each other (another lr, topology or step; a rank that came too late; a model
     that one of them changed so that it cannot be exchanged) ends the optimizer, as parameters may
-    be partly updated: every further step raises. Once it has raised on
-    every rank, ``load_state_dict`` on all of them makes it work again, or make a new one.
+    be partly updated: every further step raises. Once it has raised on every rank,
+    ``load_state_dict`` on all of them makes it work again, or make a new one.
 
     With a ``GradScaler`` use ``overlap=False``. An overflow on this rank then means a step with g
     = 0: it still sends, because its neighbours count on it.
