@@ -370,7 +370,7 @@ bool Engine::ProgressLocked() {
 bool Engine::Arm() { return transport_ == nullptr || transport_->Arm(); }
 
 void Engine::LeaveProgress(bool more_soon) {
-  const bool more = !(more_soon && looks_again_.load()) && !Arm();
+  const bool more = !(more_soon && looks_again_.load() && sleepers_.load() == 0) && !Arm();
   progress_mu_.Unlock();
   if (more && sleeping_.exchange(false)) Kick();
   KickIfNeeded();
@@ -394,7 +394,8 @@ void Engine::KickIfNeeded() {
 // While callers drive, operation after operation, nobody needs the doorbell: every ring between two
 // of them would wake this thread only to take the lock and a core from the next. So it leaves the
 // doorbell disarmed and looks again after kLendMs; when nobody has driven in between, it arms as
-// usual. With operations under way it does so only for a caller that waits for one after the other.
+// usual. With operations under way it does so only for a caller that waits for one after the other,
+// and never while a caller sleeps: that one needs the doorbell.
 Engine::Nap Engine::PrepareSleep(bool rung) {
   if (rung && transport_ != nullptr) {
     transport_->Arm();  // So that the next look takes the doorbell's ring, or it would go on.
@@ -402,15 +403,19 @@ Engine::Nap Engine::PrepareSleep(bool rung) {
   }
   const int64_t now = NowNs();
   const bool drive =
-      waiters_.load() > 0 && ranks_per_core_ == 1 && now >= no_drive_until_ns_.load();
+      sleepers_.load() > 0 && ranks_per_core_ == 1 && now >= no_drive_until_ns_.load();
   Poll([this] { return stop_.load() || drivers_.load() > 0; },
        drive ? config_.drive_us * kMicrosecond : 0, now);
   sleeping_.store(true);
   const bool driven = drivers_.load() > 0;
-  const bool lend =
-      driven || (drives_ != drives_seen_ && (in_series_ || executor_.active_count() == 0));
+  bool lend = driven || (drives_ != drives_seen_ && (in_series_ || executor_.active_count() == 0));
   drives_seen_ = drives_;
   looks_again_.store(lend);
+  // Pairs with Wait: either it sees that this thread lends, or this sees that it sleeps.
+  if (lend && sleepers_.load() > 0) {
+    lend = false;
+    looks_again_.store(false);
+  }
   // A caller that was about to do it may have left off.
   const bool more = inbox_filled_.load() || executor_.runnable();
   if (lend) {
@@ -523,16 +528,20 @@ bool Engine::Wait(Completion& completion, std::chrono::nanoseconds timeout, cons
                   TraceDetail detail) {
   const int64_t begin = NowNs();
   const auto deadline = After(timeout);
-  waiters_.fetch_add(1);
   if (!completion.done()) Drive(completion, deadline);
   bool done = completion.done();
-  while (!done) {
-    // When the engine's thread has ended, what is left moves only under those who wait.
-    done = completion.Sleep(std::min(deadline, After(kSleepSlice)));
-    if (done || std::chrono::steady_clock::now() >= deadline) break;
-    if (down_.load(std::memory_order_relaxed)) Drive(completion, deadline);
+  if (!done) {
+    sleepers_.fetch_add(1);
+    // The background thread may have left the doorbell disarmed for callers that drive.
+    if (looks_again_.load() && sleeping_.exchange(false)) Kick();
+    while (!done) {
+      // When the engine's thread has ended, what is left moves only under those who wait.
+      done = completion.Sleep(std::min(deadline, After(kSleepSlice)));
+      if (done || std::chrono::steady_clock::now() >= deadline) break;
+      if (down_.load(std::memory_order_relaxed)) Drive(completion, deadline);
+    }
+    sleepers_.fetch_sub(1);
   }
-  waiters_.fetch_sub(1);
   const int64_t end = NowNs();
   blocked_ns_.fetch_add(end - begin, std::memory_order_relaxed);
   trace_.Span(TraceTrack::kCaller, "WAIT", what, begin, end, detail);

@@ -175,9 +175,9 @@ class Engine final : private transport::Receiver {
   std::atomic<bool> runnable_{false};  ///< The executor has work that waits for the lock only.
   std::atomic<bool> failed_{false};
   std::atomic<bool> sleeping_{
-      false};                    ///< The background thread is in, or about to enter, epoll_wait.
-  std::atomic<int> waiters_{0};  ///< Callers in Wait.
-  std::atomic<int> drivers_{0};  ///< Of them, those in Drive.
+      false};                     ///< The background thread is in, or about to enter, epoll_wait.
+  std::atomic<int> drivers_{0};   ///< Callers in Wait that drive, or are about to.
+  std::atomic<int> sleepers_{0};  ///< Those that have given it up, or must not.
   /// The background thread looks again within kLendMs: the doorbell need not be armed.
   std::atomic<bool> looks_again_{false};
   std::atomic<bool> stop_{false};

@@ -83,6 +83,7 @@ void Executor::Start(Operation* op) {
   op->ready.Reserve(plan.units.size());
   op->publishes_open.reserve(static_cast<size_t>(plan.publishes));
   active_.push_back(op);
+  active_bytes_ += op->input.bytes();
   sweep_.reserve(active_.capacity());
   op->unanswered = true;
   if (unanswered_++ == 0) stats_->busy_ns -= op->started_ns;

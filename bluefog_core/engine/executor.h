@@ -172,6 +172,7 @@ class Executor {
   std::vector<std::unique_ptr<Operation>> slab_;
   std::vector<uint32_t> free_;
   std::vector<Operation*> active_;  ///< In order of submission.
+  int64_t active_bytes_ = 0;        ///< Of their inputs.
   uint64_t started_ = 0;            ///< Operations, ever.
   // Of the active ones, those with something to send: woken, for a copy, for a slot, and by peer in
   // line for room there. And those with units to compute.

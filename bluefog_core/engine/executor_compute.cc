@@ -17,7 +17,8 @@ using collective::StepKind;
 
 namespace {
 
-// Past this size inputs and output together do not stay in the last-level cache anyway.
+// Past this size inputs and outputs of what is under way do not stay in the last-level cache
+// anyway.
 constexpr int64_t kStreamingBytes = int64_t{16} << 20;
 
 class TraceSpan {
@@ -212,8 +213,7 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
       std::byte* out = At(*op, step.range);
       const bool streaming =
           op->hooks == nullptr &&
-          op->input.count * op->element_bytes * static_cast<int64_t>(step.sources.size() + 1) >
-              kStreamingBytes;
+          active_bytes_ * static_cast<int64_t>(step.sources.size() + 1) > kStreamingBytes;
       Status status = op->hooks != nullptr && op->hooks->codec() != nullptr
                           ? CombineCoded(op, step, out)
                           : CombineInto(op, step, 0, step.range.count, out, streaming);

@@ -105,6 +105,7 @@ void Executor::Finish(Operation* op) {
   ahead_ -= op->ahead;
   Status status = op->failing ? op->failure : absl::OkStatus();
   match_.Remove(*op);
+  active_bytes_ -= op->input.bytes();
   active_.erase(
       std::lower_bound(active_.begin(), active_.end(), op,
                        [](const Operation* a, const Operation* b) { return a->order < b->order; }));
