@@ -47,7 +47,8 @@ const Setting kSettings[] = {
     {"BLUEFOG_SLOT_BYTES", &Config::slot_bytes, Kind::kSize, 64 * kKi, 1024 * kGi,
      "shared memory for staging tensors that do not lie in the arena"},
     {"BLUEFOG_DRIVE_US", &Config::drive_us, Kind::kUs, 0, 1'000'000,
-     "a waiting caller drives the engine at most so long without progress before it blocks"},
+     "a waiting caller drives the engine at most so long without progress, times the ranks per "
+     "core, before it blocks"},
     {"BLUEFOG_YIELD_LIMIT_US", &Config::yield_limit_us, Kind::kUs, 1, 1'000'000,
      "a sched_yield that takes longer, times the ranks per core, means that the core is wanted: "
      "block"},

@@ -80,6 +80,8 @@ Engine::Engine(const Config& config, const control::Place& place)
       planner_(config, place.rank, place.size),
       fork_generation_(ForkGeneration()),
       ranks_per_core_(RanksPerCore(place.local_size)),
+      drive_ns_(config.drive_us * kMicrosecond * ranks_per_core_),
+      yield_limit_ns_(config.yield_limit_us * kMicrosecond * ranks_per_core_),
       executor_(config, place.rank, place.size, arena_, &trace_, &stats_) {
   for (size_t op = 0; op < op_names_.size(); ++op) {
     op_names_[op] = Name(bluefog::NameOf(static_cast<Op>(op)), true);
@@ -404,8 +406,7 @@ Engine::Nap Engine::PrepareSleep(bool rung) {
   const int64_t now = NowNs();
   const bool drive =
       sleepers_.load() > 0 && ranks_per_core_ == 1 && now >= no_drive_until_ns_.load();
-  Poll([this] { return stop_.load() || drivers_.load() > 0; },
-       drive ? config_.drive_us * kMicrosecond : 0, now);
+  Poll([this] { return stop_.load() || drivers_.load() > 0; }, drive ? drive_ns_ : 0, now);
   sleeping_.store(true);
   const bool driven = drivers_.load() > 0;
   bool lend = driven || (drives_ != drives_seen_ && (in_series_ || executor_.active_count() == 0));
@@ -463,7 +464,7 @@ void Engine::Loop() NO_THREAD_SAFETY_ANALYSIS {
 void Engine::Drive(Completion& completion, std::chrono::steady_clock::time_point deadline) {
   const int64_t begin = NowNs();
   if (begin < no_drive_until_ns_.load(std::memory_order_relaxed)) return;
-  const int64_t budget = config_.drive_us * kMicrosecond;
+  const int64_t budget = drive_ns_;
   drivers_.fetch_add(1);
   while (!completion.done()) {
     if (progress_mu_.TryLock()) {
@@ -489,7 +490,7 @@ void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time
   if (transport_ != nullptr) transport_->Disarm();
   const bool calm =
       Poll([&] { return completion.done() || std::chrono::steady_clock::now() >= deadline; },
-           config_.drive_us * kMicrosecond, idle_since);
+           drive_ns_, idle_since);
   if (calm && completion.done()) no_drive_ns_ /= 2;
   // Before the lock is given up: whoever takes it must not leave it to this caller.
   drivers_.fetch_sub(1);
@@ -508,7 +509,7 @@ bool Engine::Poll(Enough enough, int64_t budget_ns, int64_t idle_since) {
     if (before - idle_since >= budget_ns) return true;
     sched_yield();
     const int64_t taken = NowNs() - before;
-    if (taken <= config_.yield_limit_us * kMicrosecond * ranks_per_core_) {
+    if (taken <= yield_limit_ns_) {
       ++quick_yields_;
       continue;
     }

@@ -136,6 +136,7 @@ class Engine final : private transport::Receiver {
   const uint32_t fork_generation_;
   const int64_t
       ranks_per_core_;  ///< On this host, rounded up. A yield gives each of them its turn.
+  const int64_t drive_ns_, yield_limit_ns_;  ///< As configured, for that many ranks.
 
   // Inbox.
   struct Item {

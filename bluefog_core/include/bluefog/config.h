@@ -18,10 +18,12 @@ struct Config {
   int64_t tile_bytes = 32 << 10;    ///< Unit of combine and consume.
   int64_t bucket_bytes = 8 << 20;   ///< Parameters fused into one operation, at most.
   int64_t slot_bytes =
-      2 << 20;             ///< Arena memory for staging private tensors; best if it stays in cache.
-  int64_t drive_us = 100;  ///< A waiting caller drives at most so long without progress.
-  int64_t yield_limit_us = 50;  ///< A longer sched_yield means the core is wanted: block.
-  int64_t no_drive_ms = 100;    ///< … and after several in a row do not drive for up to so long.
+      2 << 20;  ///< Arena memory for staging private tensors; best if it stays in cache.
+  /// A waiting caller drives at most so long without progress. This and the next are for one rank
+  /// per core, and so many times as long with more.
+  int64_t drive_us = 100;
+  int64_t yield_limit_us = 100;  ///< A longer sched_yield means the core is wanted: block.
+  int64_t no_drive_ms = 100;     ///< … and after several in a row do not drive for up to so long.
   // Patience.
   int64_t stall_report_ms = 5'000;
   int64_t op_timeout_ms = 600'000;
