@@ -19,6 +19,8 @@ using ::testing::HasSubstr;
 constexpr int kRanks = 4;
 constexpr int kRounds = 100'000;  // Never reached.
 constexpr double kPatience = 2.0;
+// A living rank must not be silent for so long, with all of them under a sanitizer on two cores.
+constexpr int kSuspectMs = 1000, kDeadMs = 3000;
 
 /// Late enough that all ranks are in mid-run.
 std::string Count(const std::string& failpoint) {
@@ -105,8 +107,8 @@ TEST(FailpointsOfRank0, KillIsToldToAllAlthoughItServesTheControlPlane) {
 
 TEST(FailpointsOfRank0, ARankThatStopsIsDeadAfterAWhile) {
   Job job(kRanks, [](int rank, Config& config) {
-    config.suspect_ms = 300;
-    config.dead_ms = 600;
+    config.suspect_ms = kSuspectMs;
+    config.dead_ms = kDeadMs;
     if (rank == 1) config.failpoints = "engine.before_consume=stop@10";
   });
   const std::vector<Outcome> ranks = job.Run([](Rank& me) {
@@ -147,9 +149,10 @@ TEST(FailpointsOfRank1, KillIsToldToAllWhileAForkedChildLivesOn) {
 
 TEST(FailpointsOfRank1, ASlowRankIsNotDead) {
   Job job(kRanks, [](int rank, Config& config) {
-    config.suspect_ms = 300;
-    config.dead_ms = 600;
-    if (rank == 1) config.failpoints = "engine.before_combine=sleep:1200@5";
+    config.suspect_ms = kSuspectMs;
+    config.dead_ms = kDeadMs;
+    if (rank == 1)
+      config.failpoints = "engine.before_combine=sleep:" + std::to_string(kDeadMs * 3 / 2) + "@5";
   });
   const std::vector<Outcome> ranks = job.Run([](Rank& me) {
     auto comm = JoinRing(me);
