@@ -15,7 +15,7 @@
 namespace bluefog {
 namespace {
 
-enum class Kind { kSize, kMs, kUs, kNumber, kFlag, kLevel, kHostPort, kText, kIgnored };
+enum class Kind { kSize, kMs, kUs, kNumber, kFlag, kLevel, kTransport, kHostPort, kText, kIgnored };
 
 using Field = std::variant<std::monostate, int64_t Config::*, int Config::*, bool Config::*,
                            std::string Config::*>;
@@ -54,6 +54,10 @@ const Setting kSettings[] = {
      "block"},
     {"BLUEFOG_NO_DRIVE_MS", &Config::no_drive_ms, Kind::kMs, 0, kMaxMs,
      "after such yields, one after the other, do not drive for up to this time"},
+    {"BLUEFOG_TRANSPORT", &Config::transport, Kind::kTransport, 0, 0,
+     "how ranks reach each other: auto is shared memory where both have it and UCX elsewhere; "
+     "equal "
+     "on all ranks"},
     {"BLUEFOG_STALL_REPORT_MS", &Config::stall_report_ms, Kind::kMs, 1, kMaxMs,
      "an operation without its partner is reported after this time"},
     {"BLUEFOG_OP_TIMEOUT_MS", &Config::op_timeout_ms, Kind::kMs, 1, kMaxMs,
@@ -177,6 +181,8 @@ std::string TypeOf(const Setting& s) {
       return "flag";
     case Kind::kLevel:
       return "level";
+    case Kind::kTransport:
+      return "transport";
     case Kind::kHostPort:
       return "host:port";
     case Kind::kText:
@@ -205,6 +211,8 @@ std::string Expected(const Setting& s) {
       return "1, true, yes, on or 0, false, no, off";
     case Kind::kLevel:
       return "trace, debug, info, warn, error or off";
+    case Kind::kTransport:
+      return "auto, shm or ucx";
     case Kind::kHostPort:
       return "host:port with a port from 1 to 65535";
     case Kind::kText:
@@ -238,6 +246,10 @@ bool Assign(const Setting& s, std::string_view text, Config* config) {
       if (level) config->*std::get<std::string Config::*>(s.field) = NameOf(*level);
       return level.has_value();
     }
+    case Kind::kTransport:
+      if (text != "auto" && text != "shm" && text != "ucx") return false;
+      config->*std::get<std::string Config::*>(s.field) = text;
+      return true;
     case Kind::kHostPort:
     case Kind::kText:
       if (s.kind == Kind::kHostPort && !IsHostPort(text)) return false;
@@ -301,7 +313,7 @@ StatusOr<Config> Config::FromEnvironment() {
 std::string Config::FingerprintText() const {
   return "eager_bytes=" + std::to_string(eager_bytes) +
          " chunk_bytes=" + std::to_string(chunk_bytes) +
-         " bucket_bytes=" + std::to_string(bucket_bytes);
+         " bucket_bytes=" + std::to_string(bucket_bytes) + " transport=" + transport;
 }
 
 StatusOr<std::vector<SettingInfo>> DescribeConfig(const Config& config) {

@@ -4,7 +4,7 @@
 #include "base/log.h"
 #include "control/membership.h"
 #include "engine/engine.h"
-#include "transport/shm/shm.h"
+#include "transport/routes.h"
 
 namespace bluefog {
 Communicator::Communicator(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
@@ -32,25 +32,30 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
   BLUEFOG_LOG(kInfo) << "rank " << place->rank << " of " << place->size << " ("
                      << place->launched_by << ")";
   auto engine = std::make_unique<Engine>(options.config, *place);
-  std::unique_ptr<transport::Transport> transport;
+  std::vector<std::unique_ptr<transport::Transport>> transports;
+  std::vector<transport::Transport*> by_rank(static_cast<size_t>(place->size), nullptr);
   if (place->size > 1) {
-    transport::ShmOptions shm;
-    shm.rank = place->rank;
-    shm.size = place->size;
-    shm.job_id = place->job_id;
-    shm.inline_limit = InlineLimit(options.config);
-    auto made = transport::MakeShm(shm, engine->arena(), engine->receiver());
-    if (!made.ok()) return made.status();
-    transport = *std::move(made);
+    transport::RouteOptions ways;
+    ways.rank = place->rank;
+    ways.size = place->size;
+    ways.job_id = place->job_id;
+    ways.inline_limit = InlineLimit(options.config);
+    ways.transport = options.config.transport;
+    ways.one_host = place->local_size == place->size;
+    ways.component_dir = options.config.component_dir;
+    auto routes = transport::Routes::Open(ways, engine->arena(), engine->receiver());
+    if (!routes.ok()) return routes.status();
     control::MembershipEvents events = engine->MembershipEvents();
     events.interrupted = options.interrupted;
     auto membership =
-        control::Membership::Join(*place, options.config, transport->address(), std::move(events));
+        control::Membership::Join(*place, options.config, routes->address(), std::move(events));
     if (!membership.ok()) return membership.status();
-    if (Status s = transport->SetPeers((*membership)->addresses()); !s.ok()) return s;
+    if (Status s = routes->SetPeers((*membership)->addresses()); !s.ok()) return s;
     engine->SetMembership(*std::move(membership));
+    transports = std::move(routes->transports);
+    by_rank = std::move(routes->by_rank);
   }
-  if (Status s = engine->Start(std::move(transport)); !s.ok()) return s;
+  if (Status s = engine->Start(std::move(transports), std::move(by_rank)); !s.ok()) return s;
   StatusOr<Topology> topology = Exponential(place->size);
   if (!topology.ok()) return topology.status();
   if (Status s = engine->SetTopology(TopologySequence(*std::move(topology))); !s.ok()) return s;

@@ -97,7 +97,8 @@ Engine::~Engine() {
   Shutdown();
 }
 
-Status Engine::Start(std::unique_ptr<transport::Transport> transport) {
+Status Engine::Start(std::vector<std::unique_ptr<transport::Transport>> transports,
+                     std::vector<transport::Transport*> by_rank) {
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   kick_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (epoll_fd_ < 0 || kick_fd_ < 0) {
@@ -107,7 +108,7 @@ Status Engine::Start(std::unique_ptr<transport::Transport> transport) {
   event.events = EPOLLIN;
   event.data.fd = kick_fd_;
   epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, kick_fd_, &event);
-  if (transport != nullptr) {
+  for (const auto& transport : transports) {
     event.data.fd = transport->fd();
     epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, transport->fd(), &event);
   }
@@ -116,10 +117,8 @@ Status Engine::Start(std::unique_ptr<transport::Transport> transport) {
   }
   {
     MutexLock lock(progress_mu_);
-    transport_ = std::move(transport);
-    std::vector<transport::Transport*> peers(static_cast<size_t>(place_.size), transport_.get());
-    peers[static_cast<size_t>(place_.rank)] = nullptr;
-    executor_.SetPeers(std::move(peers));
+    transports_ = std::move(transports);
+    executor_.SetPeers(std::move(by_rank));
   }
   thread_ = std::thread(&Engine::Loop, this);
   return absl::OkStatus();
@@ -143,12 +142,10 @@ control::MembershipEvents Engine::MembershipEvents() {
 void Engine::RankLeft(int rank) NO_THREAD_SAFETY_ANALYSIS {
   // What it sent before it left counts: the notice may overtake it. Armed, so that every turn looks
   // at the sockets too: an answer to a connection may lie there, and releases wait for it.
-  if (transport_ != nullptr) {
-    do {
-      transport_->Arm();
-    } while (transport_->Progress());
-    transport_->Disarm();
-  }
+  do {
+    Arm();
+  } while (ProgressTransports());
+  Disarm();
   lost_.push_back(rank);
   if (rank == 0) control_gone_ = true;  // It served the control plane.
   for (const int lost : std::exchange(lost_, {})) {
@@ -227,7 +224,7 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
     executor_.FailAll(end);
     ProgressLocked();
     executor_.LosePeers(end);
-    transport_.reset();
+    transports_.clear();
   }
   DropFinished();
   trace_.Stop();
@@ -347,8 +344,9 @@ void Engine::PeerDown(int peer, const Status& status) NO_THREAD_SAFETY_ANALYSIS 
 
 bool Engine::ProgressLocked() {
   bool moved = DrainInbox();
-  if (transport_ != nullptr) moved |= transport_->Progress();
+  moved |= ProgressTransports();
   moved |= executor_.Run();
+  for (const auto& transport : transports_) transport->Flush();
   if ((++polls_ & 63) == 0 || !moved) {
     const int64_t now = NowNs();
     if (now >= next_check_ns_) {
@@ -369,7 +367,21 @@ bool Engine::ProgressLocked() {
   return moved;
 }
 
-bool Engine::Arm() { return transport_ == nullptr || transport_->Arm(); }
+bool Engine::ProgressTransports() {
+  bool moved = false;
+  for (const auto& transport : transports_) moved |= transport->Progress();
+  return moved;
+}
+
+bool Engine::Arm() {
+  bool quiet = true;
+  for (const auto& transport : transports_) quiet &= transport->Arm();
+  return quiet;
+}
+
+void Engine::Disarm() {
+  for (const auto& transport : transports_) transport->Disarm();
+}
 
 void Engine::LeaveProgress(bool more_soon) {
   const bool more = !(more_soon && looks_again_.load() && sleepers_.load() == 0) && !Arm();
@@ -399,8 +411,8 @@ void Engine::KickIfNeeded() {
 // usual. With operations under way it does so only for a caller that waits for one after the other,
 // and never while a caller sleeps: that one needs the doorbell.
 Engine::Nap Engine::PrepareSleep(bool rung) {
-  if (rung && transport_ != nullptr) {
-    transport_->Arm();  // So that the next look takes the doorbell's ring, or it would go on.
+  if (rung) {
+    Arm();  // So that the next look takes the doorbell's ring, or it would go on.
     ProgressLocked();
   }
   const int64_t now = NowNs();
@@ -420,7 +432,7 @@ Engine::Nap Engine::PrepareSleep(bool rung) {
   // A caller that was about to do it may have left off.
   const bool more = inbox_filled_.load() || executor_.runnable();
   if (lend) {
-    if (transport_ != nullptr) transport_->Disarm();
+    Disarm();
     return {(driven || !more) && !stop_.load(), kLendMs};
   }
   // A publish that met back-pressure is tried again when a release rings; time-outs need a clock,
@@ -487,7 +499,7 @@ void Engine::DriveLocked(Completion& completion, std::chrono::steady_clock::time
                          int64_t idle_since) {
   ++drives_;
   in_series_ = idle_since - drove_ns_ < kSeriesNs;
-  if (transport_ != nullptr) transport_->Disarm();
+  Disarm();
   const bool calm =
       Poll([&] { return completion.done() || std::chrono::steady_clock::now() >= deadline; },
            drive_ns_, idle_since);

@@ -40,7 +40,9 @@ class Engine final : private transport::Receiver {
   transport::Receiver* receiver() { return this; }
   const std::shared_ptr<transport::Arena>& arena() const { return arena_; }
   /// `transport` is null when alone; its SetPeers has been called.
-  Status Start(std::unique_ptr<transport::Transport> transport);
+  /// `by_rank`: which of the transports leads to which rank; null for this one.
+  Status Start(std::vector<std::unique_ptr<transport::Transport>> transports,
+               std::vector<transport::Transport*> by_rank);
   /// From now on failures that this rank sees are reported here.
   void SetMembership(std::unique_ptr<control::Membership> membership);
   control::MembershipEvents MembershipEvents();
@@ -92,7 +94,10 @@ class Engine final : private transport::Receiver {
   void Loop();
   bool ProgressLocked() REQUIRES(progress_mu_);
   bool DrainInbox() REQUIRES(progress_mu_) EXCLUDES(inbox_mu_);
+  bool ProgressTransports() REQUIRES(progress_mu_);
+  /// All of them; false if something came in at one.
   bool Arm() REQUIRES(progress_mu_);
+  void Disarm() REQUIRES(progress_mu_);
   void Drive(Completion& completion, std::chrono::steady_clock::time_point deadline);
   void DriveLocked(Completion& completion, std::chrono::steady_clock::time_point deadline,
                    int64_t idle_since) RELEASE(progress_mu_);
@@ -157,7 +162,7 @@ class Engine final : private transport::Receiver {
   Mutex progress_mu_;
   EngineStats stats_ GUARDED_BY(progress_mu_);
   Executor executor_ GUARDED_BY(progress_mu_);
-  std::unique_ptr<transport::Transport> transport_ GUARDED_BY(progress_mu_);
+  std::vector<std::unique_ptr<transport::Transport>> transports_ GUARDED_BY(progress_mu_);
   std::vector<Item> drained_ GUARDED_BY(progress_mu_);
   Status failure_ GUARDED_BY(progress_mu_);
   uint32_t polls_ GUARDED_BY(progress_mu_) = 0;

@@ -37,7 +37,11 @@ StatusOr<std::vector<std::unique_ptr<Communicator>>> Communicator::CreateInProce
   std::vector<std::unique_ptr<Communicator>> all;
   for (int rank = 0; rank < size; ++rank) {
     if (Status s = transports[rank]->SetPeers(std::vector<std::string>(size)); !s.ok()) return s;
-    if (Status s = engines[rank]->Start(std::move(transports[rank])); !s.ok()) return s;
+    std::vector<transport::Transport*> by_rank(static_cast<size_t>(size), transports[rank].get());
+    by_rank[rank] = nullptr;
+    std::vector<std::unique_ptr<transport::Transport>> own;
+    own.push_back(std::move(transports[rank]));
+    if (Status s = engines[rank]->Start(std::move(own), std::move(by_rank)); !s.ok()) return s;
     StatusOr<Topology> topology = Exponential(size);
     if (!topology.ok()) return topology.status();
     if (Status s = engines[rank]->SetTopology(TopologySequence(*topology)); !s.ok()) return s;

@@ -85,8 +85,9 @@ class Transport {
   /// is not changed until SendDone(cookie). Never blocks, never calls back.
   virtual SendResult Send(int peer, const Header& header, std::span<const std::byte> payload,
                           uint64_t cookie) = 0;
-  /// Gives up a send: SendDone(cookie, Cancelled) at the next Progress; the bytes are the sender's
-  /// again, and the peer's Intact() turns false. No effect on a cookie already done.
+  /// Gives up a send: SendDone(cookie, Cancelled) follows, as soon as no network reads the bytes;
+  /// they are the sender's again, and the peer's Intact() turns false. No effect on a cookie
+  /// already done.
   virtual void Revoke(int peer, uint64_t cookie) = 0;
 
   /// Copies a view's bytes to `destination` (view.size bytes); FetchDone(cookie) follows. Works on
@@ -101,6 +102,8 @@ class Transport {
 
   /// Moves everything that can move without waiting; returns whether anything did. Cheap when idle.
   virtual bool Progress() = 0;
+  /// Sends what Send and Release held back to join it with more. Called at the end of each turn.
+  virtual void Flush() {}
   /// One descriptor that polls readable when there is work, for the engine's epoll.
   virtual int fd() const = 0;
   /// Asks peers to ring fd() from now on. False if something came in meanwhile: call Progress again

@@ -1,11 +1,13 @@
 #include "harness.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "base/clock.h"
 #include "transport/shm/shm.h"
+#include "transport/ucx/ucx.h"
 
 namespace bluefog::transport::testing {
 
@@ -17,9 +19,27 @@ std::string NameOf(Kind kind) {
       return "InprocFetch";
     case Kind::kShm:
       return "Shm";
+    case Kind::kUcx:
+      return "Ucx";
   }
   return "";
 }
+
+std::vector<Kind> AllKinds() {
+  std::vector<Kind> kinds = {Kind::kInproc, Kind::kInprocFetch, Kind::kShm};
+#ifdef BLUEFOG_TEST_UCX_DIR
+  kinds.push_back(Kind::kUcx);
+#endif
+  return kinds;
+}
+
+namespace {
+#ifndef BLUEFOG_TEST_UCX_DIR
+constexpr char kUcxDir[] = "";
+#else
+constexpr char kUcxDir[] = BLUEFOG_TEST_UCX_DIR;
+#endif
+}  // namespace
 
 int64_t NowMs() { return NowNs() / 1'000'000; }
 
@@ -43,6 +63,7 @@ SendResult Endpoint::Send(int peer, uint64_t number, std::span<const std::byte> 
   pending.insert(cookie);
   const SendResult result = transport->Send(peer, header, payload, cookie);
   if (result != SendResult::kAccepted) pending.erase(cookie);
+  transport->Flush();
   return result;
 }
 
@@ -54,7 +75,10 @@ bool Endpoint::Progress() {
 }
 
 void Endpoint::Detach(const Message& message) { transport->Detach(message.view); }
-void Endpoint::Release(const Message& message) { transport->Release(message.view); }
+void Endpoint::Release(const Message& message) {
+  transport->Release(message.view);
+  transport->Flush();
+}
 
 std::vector<std::byte> Endpoint::Read(const Message& message) {
   const View& view = message.view;
@@ -66,7 +90,8 @@ std::vector<std::byte> Endpoint::Read(const Message& message) {
   const uint64_t cookie = next_fetch_++;
   transport->Fetch(view, bytes.data(), cookie);
   const int64_t deadline = NowMs() + 30'000;
-  while (!fetched.contains(cookie) && NowMs() < deadline) Progress();
+  while (!fetched.contains(cookie) && NowMs() < deadline)
+    drive_all ? drive_all() : void(Progress());
   const bool ok = fetched.contains(cookie) && fetched[cookie].ok();
   return ok ? bytes : std::vector<std::byte>();
 }
@@ -121,27 +146,62 @@ void Endpoint::PeerDown(int peer, const Status& status) {
   if (!down.emplace(peer, status).second) breaches.push_back("PeerDown twice");
 }
 
-World::World(Kind kind, int size) : hub_(std::make_shared<InprocHub>()) {
+namespace {
+
+StatusOr<std::unique_ptr<Transport>> MakeTransport(Kind kind, int rank, int size,
+                                                   const std::shared_ptr<Arena>& arena,
+                                                   const std::shared_ptr<InprocHub>& hub,
+                                                   Receiver* receiver) {
+  switch (kind) {
+    case Kind::kShm: {
+      ShmOptions options;
+      options.rank = rank;
+      options.size = size;
+      options.job_id = "conformance";
+      options.inline_limit = kInlineLimit;
+      options.ring_bytes = kRingBytes;
+      options.max_in_flight = kMaxInFlight;
+      return MakeShm(options, arena, receiver);
+    }
+    case Kind::kUcx: {
+      UcxOptions options;
+      options.rank = rank;
+      options.size = size;
+      options.job_id = "conformance";
+      options.inline_limit = kInlineLimit;
+      options.inline_window = kRingBytes;
+      options.max_in_flight = kMaxInFlight;
+      options.component_dir = kUcxDir;
+      return MakeUcx(options, receiver);
+    }
+    case Kind::kInproc:
+    case Kind::kInprocFetch:
+      break;
+  }
+  InprocOptions options;
+  options.fetch_views = kind == Kind::kInprocFetch;
+  options.max_in_flight = kMaxInFlight;
+  options.inline_limit = kInlineLimit;
+  return MakeInproc(hub, rank, receiver, options);
+}
+
+}  // namespace
+
+std::unique_ptr<Endpoint> MakeEndpoint(Kind kind, int rank, int size) {
+  auto arena = Arena::Create(1 << 20);
+  return std::make_unique<Endpoint>(rank, arena, [&](Receiver* receiver) {
+    return MakeTransport(kind, rank, size, arena, nullptr, receiver);
+  });
+}
+
+World::World(Kind kind, int size) : kind_(kind), hub_(std::make_shared<InprocHub>()) {
   std::vector<std::string> addresses;
   for (int rank = 0; rank < size; ++rank) {
     auto arena = Arena::Create(1 << 20);
     ranks_.push_back(std::make_unique<Endpoint>(rank, arena, [&](Receiver* receiver) {
-      if (kind == Kind::kShm) {
-        ShmOptions options;
-        options.rank = rank;
-        options.size = size;
-        options.job_id = "conformance";
-        options.inline_limit = kInlineLimit;
-        options.ring_bytes = kRingBytes;
-        options.max_in_flight = kMaxInFlight;
-        return MakeShm(options, arena, receiver);
-      }
-      InprocOptions options;
-      options.fetch_views = kind == Kind::kInprocFetch;
-      options.max_in_flight = kMaxInFlight;
-      options.inline_limit = kInlineLimit;
-      return MakeInproc(hub_, rank, receiver, options);
+      return MakeTransport(kind, rank, size, arena, hub_, receiver);
     }));
+    ranks_.back()->drive_all = [this] { DriveAll(); };
     addresses.push_back(ranks_.back()->transport->address());
   }
   for (auto& rank : ranks_) {
@@ -154,11 +214,15 @@ bool World::DriveUntil(const std::function<bool()>& condition) {
   const int64_t deadline = NowMs() + 30'000;
   while (!condition()) {
     if (NowMs() > deadline) return false;
-    for (auto& rank : ranks_) {
-      if (rank->transport != nullptr) rank->Progress();
-    }
+    DriveAll();
   }
   return true;
+}
+
+void World::DriveAll() {
+  for (auto& rank : ranks_) {
+    if (rank->transport != nullptr) rank->Progress();
+  }
 }
 
 void World::Settle() {
@@ -167,6 +231,8 @@ void World::Settle() {
     for (auto& rank : ranks_) {
       if (rank->transport != nullptr && rank->Progress()) idle = 0;
     }
+    // What is on its way through the kernel moves nobody.
+    if (kind_ == Kind::kUcx && idle % 20 == 0) usleep(500);
   }
 }
 

@@ -25,8 +25,12 @@ inline constexpr int64_t kInlineLimit = 1024;
 inline constexpr int64_t kRingBytes = 16 << 10;
 inline constexpr int kMaxInFlight = 64;
 
-enum class Kind { kInproc, kInprocFetch, kShm };
+enum class Kind { kInproc, kInprocFetch, kShm, kUcx };
 std::string NameOf(Kind kind);
+/// Those of this build.
+std::vector<Kind> AllKinds();
+/// Large payloads must be fetched.
+inline bool Fetches(Kind kind) { return kind == Kind::kInprocFetch || kind == Kind::kUcx; }
 
 /// One rank. Calls go through it, so that an upcall from anywhere but Progress is noticed.
 class Endpoint final : public Receiver {
@@ -45,7 +49,7 @@ class Endpoint final : public Receiver {
   bool Progress();
   void Detach(const Message& message);
   void Release(const Message& message);
-  /// Bytes of a message; fetched if need be, driving only this rank. Empty if the fetch failed.
+  /// Bytes of a message; fetched if need be. Empty if the fetch failed.
   std::vector<std::byte> Read(const Message& message);
   /// Arena memory that lives as long as this endpoint.
   std::span<std::byte> Allocate(int64_t bytes);
@@ -67,6 +71,8 @@ class Endpoint final : public Receiver {
   /// Runs inside the upcall, instead of filing the message in `inbox`.
   std::function<void(const Message&)> on_message;
   std::function<void(uint64_t cookie, const Status&)> on_done;
+  /// Drives the other ranks, too: over a network a fetch needs them.
+  std::function<void()> drive_all;
   /// Breaches of the contract, in words.
   std::vector<std::string> breaches;
 
@@ -78,10 +84,15 @@ class Endpoint final : public Receiver {
   std::vector<std::shared_ptr<std::byte>> blocks_;
 };
 
+/// A rank of its own process. Not for inproc.
+std::unique_ptr<Endpoint> MakeEndpoint(Kind kind, int rank, int size);
+
 /// The ranks of one process.
 class World {
  public:
   World(Kind kind, int size);
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
   Endpoint& operator[](int rank) { return *ranks_[static_cast<size_t>(rank)]; }
   int size() const { return static_cast<int>(ranks_.size()); }
   /// Destroys the rank's transport, as in an orderly shutdown.
@@ -95,6 +106,9 @@ class World {
   std::string Breaches() const;
 
  private:
+  void DriveAll();
+
+  const Kind kind_;
   std::shared_ptr<InprocHub> hub_;
   std::vector<std::unique_ptr<Endpoint>> ranks_;
 };

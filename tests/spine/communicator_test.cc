@@ -195,8 +195,7 @@ TEST_P(CommunicatorSpine, AnActiveMessageIsServedWhileTheTargetSleeps) {
   EXPECT_EQ(values[0], (Vector{1, 6, 42}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Fabrics, CommunicatorSpine,
-                         ::testing::Values(Fabric::kInPlace, Fabric::kFetched, Fabric::kShm),
+INSTANTIATE_TEST_SUITE_P(Fabrics, CommunicatorSpine, ::testing::ValuesIn(AllFabrics()),
                          [](const auto& info) { return NameOf(info.param); });
 
 }  // namespace

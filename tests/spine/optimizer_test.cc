@@ -493,8 +493,7 @@ TEST_P(OptimizerSpine, OverlapAndNoOverlapAgreeBitForBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Fabrics, OptimizerSpine,
-                         ::testing::Values(Fabric::kInPlace, Fabric::kFetched, Fabric::kShm),
+INSTANTIATE_TEST_SUITE_P(Fabrics, OptimizerSpine, ::testing::ValuesIn(AllFabrics()),
                          [](const auto& info) { return NameOf(info.param); });
 
 }  // namespace

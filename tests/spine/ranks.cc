@@ -128,7 +128,25 @@ std::vector<RankResult> RunThreads(int size, const CommunicatorOptions& options,
 }  // namespace
 
 std::string NameOf(Fabric fabric) {
-  return fabric == Fabric::kInPlace ? "in_place" : fabric == Fabric::kFetched ? "fetched" : "shm";
+  switch (fabric) {
+    case Fabric::kInPlace:
+      return "in_place";
+    case Fabric::kFetched:
+      return "fetched";
+    case Fabric::kShm:
+      return "shm";
+    case Fabric::kUcx:
+      return "ucx";
+  }
+  return "";
+}
+
+std::vector<Fabric> AllFabrics() {
+  std::vector<Fabric> fabrics = {Fabric::kInPlace, Fabric::kFetched, Fabric::kShm};
+#ifdef BLUEFOG_TEST_UCX
+  fabrics.push_back(Fabric::kUcx);
+#endif
+  return fabrics;
 }
 
 std::vector<RankResult> RunRanks(Fabric fabric, int size, const Config& config,
@@ -137,8 +155,11 @@ std::vector<RankResult> RunRanks(Fabric fabric, int size, const Config& config,
   options.config = config;
   options.config.log_level = "error";
   options.fetch_views = fabric == Fabric::kFetched;
-  return fabric == Fabric::kShm ? RunProcesses(size, options.config, program)
-                                : RunThreads(size, options, program);
+  if (fabric == Fabric::kInPlace || fabric == Fabric::kFetched) {
+    return RunThreads(size, options, program);
+  }
+  options.config.transport = NameOf(fabric);
+  return RunProcesses(size, options.config, program);
 }
 
 std::vector<std::vector<double>> RunRanksOk(Fabric fabric, int size, const Config& config,

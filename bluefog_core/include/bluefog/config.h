@@ -24,6 +24,8 @@ struct Config {
   int64_t drive_us = 100;
   int64_t yield_limit_us = 100;  ///< A longer sched_yield means the core is wanted: block.
   int64_t no_drive_ms = 100;     ///< … and after several in a row do not drive for up to so long.
+  /// "auto": shared memory where both ranks have it, UCX elsewhere. "shm" or "ucx": nothing else.
+  std::string transport = "auto";
   // Patience.
   int64_t stall_report_ms = 5'000;
   int64_t op_timeout_ms = 600'000;

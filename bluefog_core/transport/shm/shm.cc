@@ -21,7 +21,7 @@ constexpr uint32_t kTurnsPerEventCheck = 64;
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Transport>> ShmTransport::Make(ShmOptions options,
+StatusOr<std::unique_ptr<Transport>> ShmTransport::Make(const ShmOptions& options,
                                                         std::shared_ptr<Arena> arena,
                                                         Receiver* receiver) {
   const int64_t ring_bytes = RoundUp(options.ring_bytes, PageBytes());
@@ -98,7 +98,7 @@ Status ShmTransport::SetPeers(std::vector<std::string> addresses) {
   }
   for (size_t rank = 0; rank < addresses.size(); ++rank) {
     const std::string& address = addresses[rank];
-    if (static_cast<int>(rank) == self_.rank) continue;
+    if (static_cast<int>(rank) == self_.rank || address.empty()) continue;
     if (address.rfind(kAddressPrefix, 0) != 0) {
       return absl::InvalidArgumentError("shm: the address of rank " + std::to_string(rank) +
                                         " is not one of shared memory: '" + address + "'");
@@ -320,9 +320,9 @@ bool ShmTransport::Arm() {
 
 }  // namespace shm
 
-StatusOr<std::unique_ptr<Transport>> MakeShm(ShmOptions options, std::shared_ptr<Arena> arena,
-                                             Receiver* receiver) {
-  return shm::ShmTransport::Make(std::move(options), std::move(arena), receiver);
+StatusOr<std::unique_ptr<Transport>> MakeShm(const ShmOptions& options,
+                                             std::shared_ptr<Arena> arena, Receiver* receiver) {
+  return shm::ShmTransport::Make(options, std::move(arena), receiver);
 }
 
 }  // namespace bluefog::transport

@@ -27,7 +27,7 @@ struct ShmOptions {
 /// `receiver` is borrowed. Destroying the transport tells the peers that this rank left; in a
 /// forked child it only closes its copies. InvalidArgument for options that cannot work;
 /// Unavailable, ResourceExhausted from the system.
-StatusOr<std::unique_ptr<Transport>> MakeShm(ShmOptions options, std::shared_ptr<Arena> arena,
-                                             Receiver* receiver);
+StatusOr<std::unique_ptr<Transport>> MakeShm(const ShmOptions& options,
+                                             std::shared_ptr<Arena> arena, Receiver* receiver);
 
 }  // namespace bluefog::transport

@@ -24,7 +24,8 @@ enum class Source : uint32_t { kListener, kBell, kStranger, kOut, kIn, kPidfd };
 
 class ShmTransport final : public Transport {
  public:
-  static StatusOr<std::unique_ptr<Transport>> Make(ShmOptions options, std::shared_ptr<Arena> arena,
+  static StatusOr<std::unique_ptr<Transport>> Make(const ShmOptions& options,
+                                                   std::shared_ptr<Arena> arena,
                                                    Receiver* receiver);
   ~ShmTransport() override;
 

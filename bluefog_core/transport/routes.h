@@ -1,0 +1,64 @@
+// Which way leads to which rank. Every rank tells where it is and how it can be reached (its entry
+// of the address book); both ends of a pair see the same two entries and choose alike.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <bluefog/status.h>
+
+#include "transport/arena.h"
+#include "transport/transport.h"
+
+namespace bluefog::transport {
+
+/// Where a rank is. Shared memory needs the same kernel, and its namespaces of processes and of the
+/// network.
+struct Whereabouts {
+  std::string host;  ///< For people.
+  std::string boot;  ///< Names the running kernel.
+  std::string process_namespace, network_namespace;
+  std::string shm;      ///< Address; empty: cannot be reached that way.
+  std::string ucx;      ///< Address; empty: cannot be reached that way.
+  std::string problem;  ///< Why not over UCX.
+
+  bool SharesMemoryWith(const Whereabouts& other) const;
+};
+
+/// The entry of the address book.
+std::string Pack(const Whereabouts& whereabouts);
+/// InvalidArgument if it is none.
+StatusOr<Whereabouts> Unpack(const std::string& entry);
+
+struct RouteOptions {
+  int rank = 0, size = 1;
+  std::string job_id;
+  int64_t inline_limit = 8 << 10;
+  std::string transport = "auto";  ///< "shm" or "ucx": no other. Equal on all ranks.
+  /// All ranks are known to be on this host: UCX need not be loaded.
+  bool one_host = false;
+  std::string component_dir;
+};
+
+class Routes {
+ public:
+  /// `receiver` is borrowed. Without UCX that is no failure yet: see SetPeers.
+  static StatusOr<Routes> Open(const RouteOptions& options, std::shared_ptr<Arena> arena,
+                               Receiver* receiver);
+  std::string address() const { return Pack(self_); }
+  /// The address book by rank. FailedPrecondition names a rank that cannot be reached, and says
+  /// what to install.
+  Status SetPeers(const std::vector<std::string>& entries);
+
+  std::vector<std::unique_ptr<Transport>> transports;  ///< Those that are used.
+  std::vector<Transport*> by_rank;                     ///< Null: this rank itself.
+
+ private:
+  RouteOptions options_;
+  Whereabouts self_;
+  std::unique_ptr<Transport> shm_, ucx_;
+};
+
+}  // namespace bluefog::transport
