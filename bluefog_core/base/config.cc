@@ -79,6 +79,10 @@ const Setting kSettings[] = {
      "for tests: \"name=action[@n]; ...\" with action kill, stop, error or sleep:MS"},
     {"BLUEFOG_COMPONENT_DIR", &Config::component_dir, Kind::kText, 0, 0,
      "where libbluefog_<component>.so lie; empty: beside libbluefog.so, then the loader's path"},
+    {"BLUEFOG_TOKEN_FILE", &Config::token_file, Kind::kText, 0, 0,
+     "file with the job token (64 hexadecimal digits or 32 bytes, mode 600), the same on all "
+     "ranks; "
+     "needed where the control plane can be reached from the network"},
     {"BLUEFOG_NODES_PER_MACHINE", &Config::nodes_per_machine, Kind::kNumber, 0, kMaxRanks,
      "let one host look like several with so many ranks each; 0: hosts as they are"},
     {"BLUEFOG_CYCLE_TIME",
@@ -91,6 +95,8 @@ const Setting kSettings[] = {
     {"BLUEFOG_JOB_ID", &Config::job_id, Kind::kText, 0, 0, "set by the launcher: name of the job"},
     {"BLUEFOG_COORDINATOR", &Config::coordinator, Kind::kHostPort, 0, 0,
      "set by the launcher: where the control plane listens"},
+    {"BLUEFOG_TOKEN_FD", &Config::token_fd, Kind::kNumber, 0, 1 << 30,
+     "set by the launcher: inherited descriptor of a file that holds the job token"},
     {"BLUEFOG_RANK", &Config::rank, Kind::kNumber, 0, kMaxRanks - 1,
      "set by the launcher: this rank"},
     {"BLUEFOG_SIZE", &Config::size, Kind::kNumber, 1, kMaxRanks,

@@ -149,4 +149,8 @@ StatusOr<std::unique_ptr<Membership>> Membership::Join(const Place& place, const
   return membership;
 }
 
+Status ReportDeath(const Place&, const Config&, int, const std::string&, int) {
+  return absl::UnimplementedError("deaths cannot be reported yet");
+}
+
 }  // namespace bluefog::control

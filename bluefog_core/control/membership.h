@@ -19,10 +19,12 @@ struct Place {
   std::string job_id;       ///< Equal on all ranks of the job, different between jobs.
   std::string coordinator;  ///< host:port of the control plane; empty when alone.
   std::string launched_by;  ///< "bluefog run", "torchrun", "alone".
+  std::string token = {};   ///< The job's secret (base/token.h); empty: none. Never logged.
 };
 /// From the variables of `bluefog run`, else torchrun's, else alone. Half a set of variables is an
-/// error that names what is missing. Under torchrun the coordinator is MASTER_ADDR at the port
-/// after MASTER_PORT (which PyTorch's own store holds) unless BLUEFOG_COORDINATOR says otherwise.
+/// error that names what is missing, and so is a token that cannot be read. Under torchrun the
+/// coordinator is MASTER_ADDR at the port after MASTER_PORT (which PyTorch's own store holds)
+/// unless BLUEFOG_COORDINATOR says otherwise.
 StatusOr<Place> FindPlace(const Config& config);
 
 /// Called from a thread of the control plane, one at a time; none may call Leave or destroy the
@@ -59,5 +61,11 @@ class Membership {
   /// Messages sent so far, heartbeats not counted.
   virtual int64_t messages() const = 0;
 };
+
+/// For a launcher, which is no member: tells the job that the process of `rank` died, and why
+/// ("killed by SIGKILL on host a"). Of `place` job_id, coordinator and token count. Blocks until
+/// the job was told, at most `timeout_ms`. Unavailable: nobody serves the job's control plane.
+Status ReportDeath(const Place& place, const Config& config, int rank, const std::string& text,
+                   int timeout_ms = 1000);
 
 }  // namespace bluefog::control

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/token.h"
 #include "control/membership.h"
 
 namespace bluefog::control {
@@ -123,6 +124,12 @@ StatusOr<Place> FindPlace(const Config& config) {
   if (const int k = config.nodes_per_machine; k > 0 && place->size > 1) {
     place->local_rank = place->rank % k;
     place->local_size = std::min(k, place->size - place->rank / k * k);
+  }
+  if (config.token_fd >= 0 || !config.token_file.empty()) {
+    StatusOr<std::string> token = config.token_fd >= 0 ? ReadTokenDescriptor(config.token_fd)
+                                                       : ReadTokenFile(config.token_file);
+    if (!token.ok()) return token.status();
+    place->token = *std::move(token);
   }
   return place;
 }

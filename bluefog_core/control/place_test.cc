@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include "base/token.h"
 #include "control/membership.h"
 
 namespace bluefog::control {
@@ -138,6 +140,21 @@ TEST(FindPlace, NodesPerMachineSplitsAHost) {
   Config alone;
   alone.nodes_per_machine = 4;
   EXPECT_EQ(FindPlace(alone).value().local_size, 1);
+}
+
+TEST(FindPlace, TheTokenIsReadAndNotShown) {
+  Config c = BluefogRun(0, 2);
+  const std::string token(kTokenBytes, 't');
+  c.token_fd = MakeTokenDescriptor(token).value();
+  c.token_file = "/nonexistent";  // The launcher's word counts.
+  EXPECT_EQ(FindPlace(c).value().token, token);
+  EXPECT_EQ(FindPlace(c).value().token, token);
+  const auto rows = DescribeConfig(c).value();
+  for (const SettingInfo& row : rows) EXPECT_THAT(row.value, Not(HasSubstr("tttt")));
+  close(c.token_fd);
+  EXPECT_THAT(Error(c), HasSubstr("BLUEFOG_TOKEN_FD"));
+  c.token_fd = -1;
+  EXPECT_THAT(Error(c), HasSubstr("BLUEFOG_TOKEN_FILE=/nonexistent"));
 }
 
 TEST(Membership, AloneNeedsNoComponent) {

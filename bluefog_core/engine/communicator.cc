@@ -43,6 +43,7 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
     ways.transport = options.config.transport;
     ways.one_host = place->local_size == place->size;
     ways.component_dir = options.config.component_dir;
+    ways.token = place->token;
     auto routes = transport::Routes::Open(ways, engine->arena(), engine->receiver());
     if (!routes.ok()) return routes.status();
     control::MembershipEvents events = engine->MembershipEvents();

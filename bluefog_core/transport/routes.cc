@@ -97,6 +97,7 @@ StatusOr<Routes> Routes::Open(const RouteOptions& options, std::shared_ptr<Arena
     ucx.job_id = options.job_id;
     ucx.inline_limit = options.inline_limit;
     ucx.component_dir = options.component_dir;
+    ucx.token = options.token;
     auto made = MakeUcx(ucx, receiver);
     if (made.ok()) {
       routes.ucx_ = *std::move(made);

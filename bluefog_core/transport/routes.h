@@ -40,6 +40,7 @@ struct RouteOptions {
   /// All ranks are known to be on this host: UCX need not be loaded.
   bool one_host = false;
   std::string component_dir;
+  std::string token;  ///< The job's (base/token.h).
 };
 
 class Routes {

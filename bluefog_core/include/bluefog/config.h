@@ -45,6 +45,8 @@ struct Config {
   // The place in the job as a launcher gave it; empty or -1 where it did not.
   std::string job_id, coordinator;  ///< coordinator: host:port of the control plane.
   int rank = -1, size = -1, local_rank = -1, local_size = -1;
+  std::string token_file;     ///< Where the job token lies; the token itself is in no setting.
+  int token_fd = -1;          ///< The same as an inherited descriptor.
   int nodes_per_machine = 0;  ///< BLUEFOG_NODES_PER_MACHINE.
 
   // torchrun's variables, as they are.

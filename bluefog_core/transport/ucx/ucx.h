@@ -28,6 +28,7 @@ struct UcxOptions {
   std::string transports;             ///< UCX_TLS. Empty: the variable, or "tcp".
   std::string devices;                ///< UCX_NET_DEVICES. Empty: the variable, or all.
   std::string component_dir;          ///< Where libbluefog_ucx.so lies; see base/component.h.
+  std::string token;  ///< The job's (base/token.h); empty: none. Equal on all ranks.
   int64_t silence_ms = 1500;
 };
 
