@@ -27,17 +27,16 @@ check() {
 }
 # suite NAME COMMAND…: counts the cases of the JUnit report that COMMAND writes to $junit.
 suite() {
-  local name=$1 start=$SECONDS rc counts; shift
+  local name=$1 start=$SECONDS rc good bad skipped; shift
   junit=$PWD/build/$(tr -c 'a-z0-9\n' '-' <<<"$name").xml
   rm -f "$junit"
   echo "== $name"
   "${@//JUNIT/$junit}"; rc=$?
-  counts=$(/usr/bin/python3 ci/count_junit.py "$junit") || counts="0 0"
+  read -r good bad skipped <<<"$(/usr/bin/python3 ci/count_junit.py "$junit" || echo 0 0 0)"
   # A run that ended badly without a failed case (crash, time-out, nothing to run) is one failure.
-  if [ $rc != 0 ] && [ "${counts#* }" = 0 ]; then counts="${counts% *} 1"; fi
-  # shellcheck disable=SC2086
-  add $counts "$name"
-  echo "== $name: ${counts% *} passed, ${counts#* } failed, $((SECONDS - start)) s"
+  if [ $rc != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+  add "$good" "$bad" "$name"
+  echo "== $name: $good passed, $bad failed, $skipped skipped, $((SECONDS - start)) s"
 }
 
 ci/setup.sh || { add 0 1 setup; finish; }
