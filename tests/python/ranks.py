@@ -22,6 +22,7 @@ import time
 import traceback
 import uuid
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 TIMEOUT = 60.0
@@ -40,8 +41,7 @@ def environments(n: int, **extra: str) -> list[dict[str, str]]:
     """What the launcher sets for each of ``n`` ranks."""
     job, port = uuid.uuid4().hex, free_port()
     common = {k: v for k, v in os.environ.items() if not k.startswith("BLUEFOG_")}
-    common.update(OMP_NUM_THREADS="1", BLUEFOG_LOG_LEVEL="warn", PYTHONPATH=_python_path())
-    common.update(extra)
+    common.update(_settings(extra))
     if n == 1:
         return [common]
     return [
@@ -58,30 +58,43 @@ def environments(n: int, **extra: str) -> list[dict[str, str]]:
     ]
 
 
+def _settings(extra: dict[str, str]) -> dict[str, str]:
+    ours = {"OMP_NUM_THREADS": "1", "BLUEFOG_LOG_LEVEL": "warn", "PYTHONPATH": _python_path()}
+    return {**ours, **extra}
+
+
 def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
 
 
 class Job:
-    """``n`` processes that run a script, or the worker loop below without one."""
+    """``n`` processes that run a script, or the worker loop below without one.
 
-    def __init__(self, n: int, script: str | None = None, **extra: str) -> None:
+    With ``lab`` (of ``tests/net/lab.py``) they run on its hosts.
+    """
+
+    def __init__(self, n: int, script: str | None = None, lab: Any = None, **extra: str) -> None:
         self.n = n
         self._errors = [tempfile.TemporaryFile("w+") for _ in range(n)]  # noqa: SIM115
         command = [sys.executable, "-u", str(HERE / "ranks.py")]
         if script is not None:
             command = [sys.executable, "-u", "-c", "import faulthandler, signal\n"
                        "faulthandler.register(signal.SIGUSR1)\n" + script]  # fmt: skip
+        if lab is None:
+            starts = [(command, env) for env in environments(n, **extra)]
+        else:
+            places = lab.places(**_settings(extra))
+            starts = [(lab.command(p.host, command), p.env) for p in places]
         self.processes = [
             subprocess.Popen(
-                command,
+                started,
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
             )
-            for env, errors in zip(environments(n, **extra), self._errors)
+            for (started, env), errors in zip(starts, self._errors)
         ]
 
     def errors(self, rank: int) -> str:
