@@ -21,6 +21,9 @@ void AddPerf(CLI::App& app);
 void AddTopo(CLI::App& app);
 void AddInfo(CLI::App& app);
 
+/// `bluefog info --job`: joins the job; rank 0 prints.
+void DescribeJob(bool json);
+
 /// Exit code of the tool for a wrong call (unknown name, malformed option).
 inline constexpr int kUsageError = 2;
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -48,6 +49,19 @@ inline size_t Width(const std::string& text) {
   size_t width = 0;
   for (const char c : text) width += (static_cast<unsigned char>(c) & 0xc0) != 0x80;
   return width;
+}
+/// "0, 1, 3–6" of ascending numbers; "–" if there are none.
+inline std::string FormatRanks(const std::vector<int>& ranks) {
+  std::string text;
+  for (size_t i = 0; i < ranks.size();) {
+    size_t last = i;
+    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) ++last;
+    if (last < i + 2) last = i;
+    text += (text.empty() ? "" : ", ") + std::to_string(ranks[i]);
+    if (last > i) text += fmt::format("–{}", ranks[last]);
+    i = last + 1;
+  }
+  return text.empty() ? "–" : text;
 }
 inline std::string Pad(const std::string& text, size_t width) {
   return text + std::string(width > Width(text) ? width - Width(text) : 0, ' ');

@@ -22,7 +22,7 @@ using Json = nlohmann::ordered_json;
 constexpr int kSlotsPerBucket = 2;  // Payload slots D of the engine.
 
 struct Options {
-  bool config = false, json = false;
+  bool config = false, json = false, job = false;
   int64_t model_bytes = 100 << 20;
 };
 
@@ -217,6 +217,7 @@ Json AsJson(const Config& config, const std::vector<SettingInfo>& settings, int6
 }
 
 void RunInfo(const Options& options) {
+  if (options.job) return DescribeJob(options.json);
   StatusOr<Config> config = Config::FromEnvironment();
   if (!config.ok()) Fail(config.status());
   StatusOr<std::vector<SettingInfo>> settings = DescribeConfig(*config);
@@ -237,6 +238,9 @@ void AddInfo(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("info", "Version, build, components, plugins, memory, settings");
   command->add_flag("--config", options->config, "Every setting: variable, value, meaning");
+  command->add_flag(
+      "--job", options->job,
+      "As the command of a job: which rank is where, and how each reaches the others");
   command->add_flag("--json", options->json, "Everything, machine-readable");
   command
       ->add_option("--model-bytes", options->model_bytes, "Size of the model for the memory table")

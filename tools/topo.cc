@@ -81,15 +81,9 @@ std::string FormatEdges(const std::vector<Edge>& edges) {
     if (i > 0) text += "  ";
     size_t end = i;
     while (end < edges.size() && edges[end].weight == edges[i].weight) ++end;
-    for (size_t first = i; first < end;) {
-      size_t last = first;
-      while (last + 1 < end && edges[last + 1].rank == edges[last].rank + 1) ++last;
-      if (last < first + 2) last = first;
-      text += fmt::format("{}{}", first > i ? ", " : "", edges[first].rank);
-      if (last > first) text += fmt::format("–{}", edges[last].rank);
-      first = last + 1;
-    }
-    text += fmt::format(" ({})", FormatWeight(edges[i].weight));
+    std::vector<int> ranks;
+    for (size_t e = i; e < end; ++e) ranks.push_back(edges[e].rank);
+    text += fmt::format("{} ({})", FormatRanks(ranks), FormatWeight(edges[i].weight));
     i = end;
   }
   return text;

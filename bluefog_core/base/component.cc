@@ -13,13 +13,13 @@ namespace {
 struct KnownComponent {
   const char* name;
   const char* install;  // What makes an existing file load.
-  bool always_built;
+  const char* build;    // What brings it into a build; null: it is in every one.
 };
 constexpr KnownComponent kKnown[] = {
-    {"control", "apt-get install libgrpc++1.51", true},
-    {"ucx", "apt-get install libucx0", false},
-    {"cuda", "an NVIDIA driver (libcuda.so.1) and the CUDA 13 runtime", false},
-    {"nccl", "pip install nvidia-nccl-cu13", false},
+    {"control", "apt-get install libgrpc++1.51", nullptr},
+    {"ucx", "apt-get install libucx0", "apt-get install libucx-dev"},
+    {"cuda", "an NVIDIA driver (libcuda.so.1) and the CUDA 13 runtime", ""},
+    {"nccl", "pip install nvidia-nccl-cu13", ""},
 };
 
 const KnownComponent* FindKnown(const std::string& name) {
@@ -89,12 +89,18 @@ Opened Open(const std::string& name, const std::string& directory) {
   return result;
 }
 
+std::string NotBuilt(const KnownComponent& known) {
+  std::string text = "not part of this build";
+  if (*known.build != '\0') text += std::string("; ") + known.build + ", and build bluefog again";
+  return text;
+}
+
 /// What the user reads for a component that did not open.
 std::string Explain(const std::string& name, const Opened& opened) {
   const KnownComponent* known = FindKnown(name);
   std::string text = "component '" + name + "' cannot be loaded (" + opened.problem + ")";
   if (known == nullptr) return text;
-  if (!opened.file_exists && !known->always_built) return text + ": not part of this build";
+  if (!opened.file_exists && known->build != nullptr) return text + ": " + NotBuilt(*known);
   text += "; install what it needs: ";
   text += known->install;
   if (!opened.file_exists) text += ", and reinstall bluefog if the file itself is missing";
@@ -125,8 +131,8 @@ std::vector<ComponentInfo> DescribeComponents(const std::string& directory) {
     info.path = opened.path;
     info.found = opened.handle != nullptr;
     if (!info.found) {
-      info.problem = opened.file_exists || known.always_built ? Explain(known.name, opened)
-                                                              : "not part of this build";
+      info.problem = opened.file_exists || known.build == nullptr ? Explain(known.name, opened)
+                                                                  : NotBuilt(known);
     }
     result.push_back(std::move(info));
   }

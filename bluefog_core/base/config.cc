@@ -58,6 +58,10 @@ const Setting kSettings[] = {
      "how ranks reach each other: auto is shared memory where both have it and UCX elsewhere; "
      "equal "
      "on all ranks"},
+    {"BLUEFOG_NETWORK_INTERFACE", &Config::network_interface, Kind::kText, 0, 0,
+     "what carries messages between hosts: names of interfaces or subnets (10.1.0.0/16), separated "
+     "by commas; empty: the one that leads to the coordinator, or what UCX_NET_DEVICES or UCX_TLS "
+     "ask for"},
     {"BLUEFOG_STALL_REPORT_MS", &Config::stall_report_ms, Kind::kMs, 1, kMaxMs,
      "an operation without its partner is reported after this time"},
     {"BLUEFOG_OP_TIMEOUT_MS", &Config::op_timeout_ms, Kind::kMs, 1, kMaxMs,

@@ -42,6 +42,8 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
     ways.inline_limit = InlineLimit(options.config);
     ways.transport = options.config.transport;
     ways.one_host = place->local_size == place->size;
+    ways.network_interface = options.config.network_interface;
+    ways.coordinator = place->coordinator;
     ways.component_dir = options.config.component_dir;
     ways.token = place->token;
     auto routes = transport::Routes::Open(ways, engine->arena(), engine->receiver());
@@ -53,6 +55,7 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
     if (!membership.ok()) return membership.status();
     if (Status s = routes->SetPeers((*membership)->addresses()); !s.ok()) return s;
     engine->SetMembership(*std::move(membership));
+    engine->SetWhereabouts(std::move(routes->whereabouts));
     transports = std::move(routes->transports);
     by_rank = std::move(routes->by_rank);
   }

@@ -27,6 +27,7 @@
 #include "engine/fork_guard.h"
 #include "engine/planner.h"
 #include "transport/arena.h"
+#include "transport/routes.h"
 #include "transport/transport.h"
 
 namespace bluefog {
@@ -45,6 +46,11 @@ class Engine final : private transport::Receiver {
                std::vector<transport::Transport*> by_rank);
   /// From now on failures that this rank sees are reported here.
   void SetMembership(std::unique_ptr<control::Membership> membership);
+  /// Where the ranks are, for those who ask. Before Start; empty where nobody was asked.
+  void SetWhereabouts(std::vector<transport::Whereabouts> whereabouts) {
+    whereabouts_ = std::move(whereabouts);
+  }
+  const std::vector<transport::Whereabouts>& whereabouts() const { return whereabouts_; }
   control::MembershipEvents MembershipEvents();
   /// `interrupted`: see Communicator::Shutdown.
   void Shutdown(const std::function<bool()>& interrupted = {});
@@ -194,6 +200,7 @@ class Engine final : private transport::Receiver {
   std::atomic<int64_t> blocked_ns_{0}, nonfinite_{0}, ops_done_{0};
   int epoll_fd_ = -1, kick_fd_ = -1;
   Mutex membership_mu_;
+  std::vector<transport::Whereabouts> whereabouts_;
   std::unique_ptr<control::Membership> membership_ GUARDED_BY(membership_mu_);
   std::thread thread_;
 };

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "transport/interfaces.h"
 #include "transport/shm/shm.h"
 #include "transport/ucx/ucx.h"
 
@@ -16,7 +17,7 @@ namespace bluefog::transport {
 namespace {
 
 // Changing what an entry holds means a new one.
-constexpr char kEntryPrefix[] = "bluefog-at-1";
+constexpr char kEntryPrefix[] = "bluefog-at-2";
 
 std::string Namespace(const char* kind) {
   struct stat info {};
@@ -26,8 +27,8 @@ std::string Namespace(const char* kind) {
 
 template <typename W>
 auto Fields(W& w) {
-  return std::array{&w.host, &w.boot,   &w.process_namespace, &w.network_namespace, &w.shm,
-                    &w.ucx,  &w.problem};
+  return std::array{&w.host, &w.boot, &w.process_namespace, &w.network_namespace,
+                    &w.shm,  &w.ucx,  &w.problem,           &w.network};
 }
 
 }  // namespace
@@ -69,6 +70,28 @@ StatusOr<Whereabouts> Unpack(const std::string& entry) {
   return w;
 }
 
+namespace {
+
+Status ChooseInterfaces(const RouteOptions& options, UcxOptions* ucx, std::string* text) {
+  std::vector<std::string> names;
+  if (!options.network_interface.empty()) {
+    StatusOr<std::vector<std::string>> found = FindInterfaces(options.network_interface);
+    if (!found.ok()) {
+      return Status(found.status().code(),
+                    "BLUEFOG_NETWORK_INTERFACE: " + std::string(found.status().message()));
+    }
+    names = *std::move(found);
+  } else if (std::string name = InterfaceToward(options.coordinator); !name.empty()) {
+    names.push_back(std::move(name));
+  }
+  std::string& devices = options.network_interface.empty() ? ucx->default_devices : ucx->devices;
+  for (const std::string& name : names) devices += (devices.empty() ? "" : ",") + name;
+  *text = names.empty() ? "" : DescribeInterfaces(names);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 StatusOr<Routes> Routes::Open(const RouteOptions& options, std::shared_ptr<Arena> arena,
                               Receiver* receiver) {
   Routes routes;
@@ -98,6 +121,7 @@ StatusOr<Routes> Routes::Open(const RouteOptions& options, std::shared_ptr<Arena
     ucx.inline_limit = options.inline_limit;
     ucx.component_dir = options.component_dir;
     ucx.token = options.token;
+    if (Status s = ChooseInterfaces(options, &ucx, &self.network); !s.ok()) return s;
     auto made = MakeUcx(ucx, receiver);
     if (made.ok()) {
       routes.ucx_ = *std::move(made);
@@ -120,6 +144,7 @@ Status Routes::SetPeers(const std::vector<std::string>& entries) {
   }
   std::vector<std::string> shm(size), ucx(size);
   by_rank.assign(size, nullptr);
+  whereabouts.assign(size, self_);
   for (size_t rank = 0; rank < size; ++rank) {
     if (static_cast<int>(rank) == options_.rank) continue;
     StatusOr<Whereabouts> peer = Unpack(entries[rank]);
@@ -127,6 +152,7 @@ Status Routes::SetPeers(const std::vector<std::string>& entries) {
       return Status(peer.status().code(),
                     "rank " + std::to_string(rank) + ": " + std::string(peer.status().message()));
     }
+    whereabouts[rank] = *peer;
     if (self_.SharesMemoryWith(*peer)) {
       shm[rank] = peer->shm;
       by_rank[rank] = shm_.get();

@@ -23,6 +23,7 @@ struct Whereabouts {
   std::string shm;      ///< Address; empty: cannot be reached that way.
   std::string ucx;      ///< Address; empty: cannot be reached that way.
   std::string problem;  ///< Why not over UCX.
+  std::string network;  ///< For people: interfaces and their addresses.
 
   bool SharesMemoryWith(const Whereabouts& other) const;
 };
@@ -39,6 +40,9 @@ struct RouteOptions {
   std::string transport = "auto";  ///< "shm" or "ucx": no other. Equal on all ranks.
   /// All ranks are known to be on this host: UCX need not be loaded.
   bool one_host = false;
+  /// Which interfaces carry what goes to other hosts: names or subnets, or the one that leads to
+  /// the coordinator ("host:port").
+  std::string network_interface, coordinator;
   std::string component_dir;
   std::string token;  ///< The job's (base/token.h).
 };
@@ -50,11 +54,12 @@ class Routes {
                                Receiver* receiver);
   std::string address() const { return Pack(self_); }
   /// The address book by rank. FailedPrecondition names a rank that cannot be reached, and says
-  /// what to install.
+  /// what to install. Fills the members below.
   Status SetPeers(const std::vector<std::string>& entries);
 
   std::vector<std::unique_ptr<Transport>> transports;  ///< Those that are used.
   std::vector<Transport*> by_rank;                     ///< Null: this rank itself.
+  std::vector<Whereabouts> whereabouts;                ///< Of all ranks.
 
  private:
   RouteOptions options_;

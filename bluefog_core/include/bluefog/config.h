@@ -26,6 +26,8 @@ struct Config {
   int64_t no_drive_ms = 100;     ///< … and after several in a row do not drive for up to so long.
   /// "auto": shared memory where both ranks have it, UCX elsewhere. "shm" or "ucx": nothing else.
   std::string transport = "auto";
+  /// Names or subnets, separated by commas. Empty: the interface that leads to the coordinator.
+  std::string network_interface;
   // Patience.
   int64_t stall_report_ms = 5'000;
   int64_t op_timeout_ms = 600'000;

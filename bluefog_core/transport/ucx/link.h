@@ -37,7 +37,6 @@ struct Self {
   bluefog_ucx* ucx = nullptr;
   Receiver* receiver = nullptr;
   UcxOptions options;
-  uint64_t job = 0;
   std::deque<Buffer> buffers;
   std::vector<uint32_t> free_buffers;
   // To be told in the next Progress.
@@ -52,14 +51,19 @@ struct Self {
   void Unuse(uint32_t buffer);
 };
 
+/// What rank `from` shows to rank `to`; `nonces`: that of `from`, then that of `to`.
+Tag MakeTag(const UcxOptions& options, int from, int to, const std::string& nonces);
+
 class Link {
  public:
-  Link(Self* self, int rank, std::string address)
-      : self_(self), rank_(rank), address_(std::move(address)) {}
+  /// `out` is put into what is sent, `in` expected of what comes.
+  Link(Self* self, int rank, std::string address, const Tag& out, const Tag& in)
+      : self_(self), rank_(rank), address_(std::move(address)), out_tag_(out), in_tag_(in) {}
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
   int rank() const { return rank_; }
+  bool Recognizes(const Tag& tag) const;
   bool connected() const { return peer_ != nullptr; }
   Status Connect();
   /// Ends the connection; nothing of this rank is read by the network afterwards.
@@ -138,6 +142,7 @@ class Link {
   Self* const self_;
   const int rank_;
   const std::string address_;
+  const Tag out_tag_, in_tag_;
   bluefog_ucx_peer* peer_ = nullptr;
 
   // Out. Deques: UCX keeps pointers into them.

@@ -6,6 +6,8 @@
 // Everything a peer wrote is checked before use. Changing any of this means a new kAbi.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "transport/transport.h"
@@ -13,9 +15,13 @@
 namespace bluefog::transport::ucx {
 
 inline constexpr uint32_t kMagic = 0x75626c75;
-inline constexpr uint16_t kAbi = 1;
+inline constexpr uint16_t kAbi = 2;
 /// Frames, and the payloads behind them, begin at multiples of this.
 inline constexpr int64_t kUnit = 16;
+
+/// Proves in every packet that its sender belongs to the job: the answer to a nonce that each rank
+/// puts into its address, with the job's token as key, different for each ordered pair of ranks.
+using Tag = std::array<std::byte, 16>;
 
 enum PacketFlags : uint16_t {
   kLarge = 1,
@@ -32,7 +38,7 @@ struct PacketHead {
   uint32_t releases = 0;     ///< Slots of the receiver's sends that are released.
   uint32_t revocations = 0;  ///< Slots of the sender's own.
   uint32_t frames = 0;
-  uint64_t job = 0;       ///< Hash of the job's id.
+  Tag tag{};
   uint64_t sequence = 0;  ///< 1, 2, 3, … to this receiver.
   int64_t taken = 0;      ///< Bytes of the receiver's small payloads taken so far.
 };
@@ -49,7 +55,7 @@ struct LargePacket {
   Frame frame;
 };
 
-static_assert(sizeof(PacketHead) == 48 && sizeof(Frame) == 96 && sizeof(Frame) % kUnit == 0);
+static_assert(sizeof(PacketHead) == 56 && sizeof(Frame) == 96 && sizeof(Frame) % kUnit == 0);
 static_assert(sizeof(LargePacket) == sizeof(PacketHead) + sizeof(Frame));
 
 inline constexpr int64_t Padded(int64_t bytes) { return (bytes + kUnit - 1) / kUnit * kUnit; }

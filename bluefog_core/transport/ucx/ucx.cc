@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -14,8 +15,8 @@
 
 #include "base/clock.h"
 #include "base/component.h"
-#include "base/hash.h"
 #include "base/log.h"
+#include "base/token.h"
 #include "transport/memfd.h"
 #include "transport/ucx/link.h"
 
@@ -23,7 +24,7 @@ namespace bluefog::transport {
 namespace ucx {
 namespace {
 
-constexpr char kAddressPrefix[] = "ucx1:";
+constexpr char kAddressPrefix[] = "ucx2:";
 // Turns of UCX between two looks at what came of them.
 constexpr int kTurns = 16;
 // How long the end of this rank waits until its peers know.
@@ -36,11 +37,15 @@ constexpr int64_t kPings = 4;
 /// stays, but for what must be equal on all ranks.
 class UcxEnvironment {
  public:
-  explicit UcxEnvironment(int64_t segment_bytes) {
-    const std::string segment = std::to_string(segment_bytes);
+  explicit UcxEnvironment(const UcxOptions& options) {
+    const std::string segment = std::to_string(options.segment_bytes);
     Set("UCX_TCP_TX_SEG_SIZE", segment, true);
     Set("UCX_TCP_RX_SEG_SIZE", segment, true);
     for (const auto& [name, value] : kDefaults) Set(name, value, false);
+    // Of TCP: networks of other kinds have devices of other names.
+    if (!options.default_devices.empty() && std::getenv("UCX_TLS") == nullptr) {
+      Set("UCX_NET_DEVICES", options.default_devices, false);
+    }
   }
   ~UcxEnvironment() {
     for (const auto& [name, before] : before_) {
@@ -78,9 +83,7 @@ class UcxTransport final : public Transport {
   ~UcxTransport() override;
 
   const char* name() const override { return "ucx"; }
-  std::string address() const override {
-    return kAddressPrefix + std::to_string(self_.options.segment_bytes) + ":" + address_;
-  }
+  std::string address() const override { return Prefix() + nonce_ + address_; }
   Status SetPeers(std::vector<std::string> addresses) override;
   int64_t inline_limit() const override { return self_.options.inline_limit; }
   bool CanSendInPlace(std::span<const std::byte>) const override { return true; }
@@ -110,7 +113,8 @@ class UcxTransport final : public Transport {
 
  private:
   struct Peer {
-    Peer(Self* self, int rank, std::string address) : link(self, rank, std::move(address)) {}
+    Peer(Self* self, int rank, std::string address, const Tag& out, const Tag& in)
+        : link(self, rank, std::move(address), out, in) {}
     Link link;
     bool active = false;   ///< In active_.
     bool failing = false;  ///< In failing_, or down already.
@@ -140,6 +144,9 @@ class UcxTransport final : public Transport {
                : peers_[static_cast<size_t>(rank)].get();
   }
   std::string NameOf(int rank) const { return "rank " + std::to_string(rank); }
+  std::string Prefix() const {
+    return kAddressPrefix + std::to_string(self_.options.segment_bytes) + ":";
+  }
   Status Connect(Peer* peer);
   /// Gives up `peer` at the end of this or the next Progress.
   void Fail(Peer* peer, const Status& status);
@@ -155,7 +162,8 @@ class UcxTransport final : public Transport {
   void Listen(bool on);
 
   Self self_;
-  std::string address_;
+  std::string address_, nonce_;
+  int64_t refused_ = 0;  ///< Messages of strangers.
   pid_t process_ = 0;
   UniqueFd epoll_;
   bool listening_ = false;
@@ -180,7 +188,7 @@ StatusOr<std::unique_ptr<Transport>> UcxTransport::Make(const UcxOptions& option
         std::to_string(options.fetch_window) + ", segment_bytes " +
         std::to_string(options.segment_bytes) + ": one of them cannot work");
   }
-  const UcxEnvironment environment(options.segment_bytes);
+  const UcxEnvironment environment(options);
   StatusOr<void*> symbol = LoadComponentSymbol("ucx", "bluefog_ucx_factory", options.component_dir);
   if (!symbol.ok()) return symbol.status();
   const auto* api = reinterpret_cast<decltype(&bluefog_ucx_factory)>(*symbol)();
@@ -192,7 +200,9 @@ StatusOr<std::unique_ptr<Transport>> UcxTransport::Make(const UcxOptions& option
   t->self_.api = api;
   t->self_.receiver = receiver;
   t->self_.options = options;
-  t->self_.job = StableHash().Add(std::string_view(options.job_id)).value();
+  StatusOr<std::string> nonce = RandomBytes(kNonceBytes);
+  if (!nonce.ok()) return nonce.status();
+  t->nonce_ = *std::move(nonce);
   t->peers_.resize(static_cast<size_t>(options.size));
 
   bluefog_ucx_options raw{};
@@ -267,18 +277,22 @@ Status UcxTransport::SetPeers(std::vector<std::string> addresses) {
                                       std::to_string(addresses.size()) + " entries for " +
                                       std::to_string(peers_.size()) + " ranks");
   }
-  const std::string prefix = kAddressPrefix + std::to_string(self_.options.segment_bytes) + ":";
+  const std::string prefix = Prefix();
   for (int rank = 0; rank < self_.options.size; ++rank) {
     const std::string& address = addresses[static_cast<size_t>(rank)];
     if (rank == self_.options.rank || address.empty()) continue;
-    if (address.rfind(prefix, 0) != 0) {
+    if (address.rfind(prefix, 0) != 0 || address.size() < prefix.size() + kNonceBytes) {
       return absl::InvalidArgumentError(
           "ucx: the address of " + NameOf(rank) + " does not begin with '" + prefix +
           "': it is not one of UCX, or the size of segments differs, which must be equal on all "
           "ranks");
     }
+    const std::string nonce = address.substr(prefix.size(), kNonceBytes);
+    const int self = self_.options.rank;
     peers_[static_cast<size_t>(rank)] =
-        std::make_unique<Peer>(&self_, rank, address.substr(prefix.size()));
+        std::make_unique<Peer>(&self_, rank, address.substr(prefix.size() + kNonceBytes),
+                               MakeTag(self_.options, self, rank, nonce_ + nonce),
+                               MakeTag(self_.options, rank, self, nonce + nonce_));
   }
   return absl::OkStatus();
 }
@@ -328,9 +342,13 @@ void UcxTransport::OnMessage(const void* header, int64_t header_bytes, const voi
   }
   const PacketHead& head = event.packet.head;
   if (header_bytes != static_cast<int64_t>(expected) || head.magic != kMagic || head.abi != kAbi ||
-      head.job != self_.job || Known(head.rank) == nullptr ||
+      Known(head.rank) == nullptr || !Known(head.rank)->link.Recognizes(head.tag) ||
       ((head.flags & kLarge) != 0) != (arrival != nullptr)) {
-    BLUEFOG_LOG(kWarning) << "ucx: a message of " << bytes << " bytes is not of this job; dropped";
+    // A stranger must not fill the log either.
+    if (std::has_single_bit(static_cast<uint64_t>(++refused_))) {
+      BLUEFOG_LOG(kWarning) << "ucx: a message of " << bytes
+                            << " bytes is not of this job; dropped (" << refused_ << " so far)";
+    }
     event.packet.head.rank = -1;
     if (arrival == nullptr) return;
   }

@@ -26,7 +26,8 @@ struct UcxOptions {
   int64_t fetch_window = 1 << 20;     ///< What is fetched from one peer at the same time, in bytes.
   int64_t segment_bytes = 512 << 10;  ///< Of TCP; equal on all ranks.
   std::string transports;             ///< UCX_TLS. Empty: the variable, or "tcp".
-  std::string devices;                ///< UCX_NET_DEVICES. Empty: the variable, or all.
+  std::string devices;                ///< UCX_NET_DEVICES. Empty: the variable.
+  std::string default_devices;        ///< Where neither it nor UCX_TLS is set. Empty: all.
   std::string component_dir;          ///< Where libbluefog_ucx.so lies; see base/component.h.
   std::string token;  ///< The job's (base/token.h); empty: none. Equal on all ranks.
   int64_t silence_ms = 1500;
