@@ -58,7 +58,12 @@ class Link {
  public:
   /// `out` is put into what is sent, `in` expected of what comes.
   Link(Self* self, int rank, std::string address, const Tag& out, const Tag& in)
-      : self_(self), rank_(rank), address_(std::move(address)), out_tag_(out), in_tag_(in) {}
+      : self_(self),
+        rank_(rank),
+        address_(std::move(address)),
+        out_tag_(out),
+        in_tag_(in),
+        fetch_window_(self->options.fetch_window) {}
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
@@ -123,6 +128,7 @@ class Link {
     bool used = false, large = false, detached = false, revoked = false;
     std::byte* destination = nullptr;
     uint64_t cookie = 0;
+    int64_t begin_ns = 0;  ///< Of the fetch.
   };
 
   SendResult SendLarge(const Header& header, std::span<const std::byte> payload, uint64_t cookie,
@@ -137,7 +143,7 @@ class Link {
   Status Hold(const Frame& frame, bool large, Held** held);
   Status Frames(const PacketHead& head, uint32_t buffer, size_t at);
   void Take(Held* held);
-  Status StartFetch(Held* held);
+  void AdaptWindow(int64_t bytes, int64_t took_ns);
 
   Self* const self_;
   const int rank_;
@@ -163,6 +169,7 @@ class Link {
   int64_t taken_ = 0, told_taken_ = 0;
   std::deque<uint32_t> fetch_waiting_;
   int64_t fetching_bytes_ = 0;
+  int64_t fetch_window_, least_fetch_ns_ = INT64_MAX;
 };
 
 }  // namespace bluefog::transport::ucx

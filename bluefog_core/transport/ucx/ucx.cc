@@ -179,14 +179,15 @@ StatusOr<std::unique_ptr<Transport>> UcxTransport::Make(const UcxOptions& option
   if (options.size < 1 || options.rank < 0 || options.rank >= options.size ||
       options.max_in_flight < 1 || options.inline_limit < 0 ||
       options.inline_window < options.inline_limit || options.fetch_window < 1 ||
-      options.segment_bytes < 4096 || options.silence_ms < 1) {
+      options.fetch_window_max < options.fetch_window || options.segment_bytes < 4096 ||
+      options.silence_ms < 1) {
     return absl::InvalidArgumentError(
         "ucx: rank " + std::to_string(options.rank) + " of " + std::to_string(options.size) +
         ", max_in_flight " + std::to_string(options.max_in_flight) + ", inline_limit " +
         std::to_string(options.inline_limit) + ", inline_window " +
         std::to_string(options.inline_window) + ", fetch_window " +
-        std::to_string(options.fetch_window) + ", segment_bytes " +
-        std::to_string(options.segment_bytes) + ": one of them cannot work");
+        std::to_string(options.fetch_window) + " to " + std::to_string(options.fetch_window_max) +
+        ", segment_bytes " + std::to_string(options.segment_bytes) + ": one of them cannot work");
   }
   const UcxEnvironment environment(options);
   StatusOr<void*> symbol = LoadComponentSymbol("ucx", "bluefog_ucx_factory", options.component_dir);

@@ -20,10 +20,12 @@ namespace bluefog::transport {
 struct UcxOptions {
   int rank = 0, size = 1;
   std::string job_id;
-  int max_in_flight = kMaxInFlight;   ///< Equal on all ranks.
-  int64_t inline_limit = 8 << 10;     ///< Equal on all ranks.
-  int64_t inline_window = 1 << 20;    ///< Small payloads that one peer has not taken, in bytes.
-  int64_t fetch_window = 1 << 20;     ///< What is fetched from one peer at the same time, in bytes.
+  int max_in_flight = kMaxInFlight;  ///< Equal on all ranks.
+  int64_t inline_limit = 8 << 10;    ///< Equal on all ranks.
+  int64_t inline_window = 1 << 20;   ///< Small payloads that one peer has not taken, in bytes.
+  /// What is fetched from one peer at the same time, in bytes: at least, and at most where more
+  /// costs no waiting.
+  int64_t fetch_window = 512 << 10, fetch_window_max = 4 << 20;
   int64_t segment_bytes = 512 << 10;  ///< Of TCP; equal on all ranks.
   std::string transports;             ///< UCX_TLS. Empty: the variable, or "tcp".
   std::string devices;                ///< UCX_NET_DEVICES. Empty: the variable.
