@@ -32,7 +32,8 @@ struct UcxOptions {
   std::string default_devices;        ///< Where neither it nor UCX_TLS is set. Empty: all.
   std::string component_dir;          ///< Where libbluefog_ucx.so lies; see base/component.h.
   std::string token;  ///< The job's (base/token.h); empty: none. Equal on all ranks.
-  int64_t silence_ms = 1500;
+  /// TCP sends again 1.4 s after what it lost: a link cut for a second goes on.
+  int64_t silence_ms = 1750;
 };
 
 /// `receiver` is borrowed. NotFound: no UCX here.
