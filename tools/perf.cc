@@ -73,6 +73,12 @@ StatusOr<int> Start(const PerfOptions& options) {
                     "--area=" + std::to_string(fd)};
   if (!options.json.empty()) launch.command.push_back("--json=" + options.json);
   if (options.blocked) launch.command.push_back("--blocked");
+  if (options.latency_distribution) launch.command.push_back("--latency-distribution");
+  if (options.slow_rank >= 0) {
+    launch.command.push_back("--slow-rank=" + std::to_string(options.slow_rank));
+    launch.command.push_back(fmt::format("--factor={}", options.factor));
+    launch.command.push_back(fmt::format("--compute-us={}", options.compute_us));
+  }
   return Launch(launch);
 }
 
@@ -102,6 +108,13 @@ Status PerfOptions::Parse() {
   }
   if (iterations < 0 || rounds < 1) {
     return Bad("--rounds must be at least 1 and --iterations at least 0 (chosen by size)");
+  }
+  if (slow_rank < -1 || slow_rank >= ranks) {
+    return Bad("--slow-rank " + std::to_string(slow_rank) + ": ranks go from 0 to " +
+               std::to_string(ranks - 1));
+  }
+  if (!(factor >= 1 && factor <= 1000) || !(compute_us >= 0 && compute_us <= 1e7)) {
+    return Bad("--factor must be 1 to 1000 and --compute-us 0 (as long as an operation) to 1e7");
   }
   if (dtype_name == "float32") {
     dtype = DType::kFloat32;
@@ -179,6 +192,21 @@ void AddPerf(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--blocked", options->blocked,
                     "Every wait blocks at once, as when the cores have other work");
+  command->add_flag("--latency-distribution", options->latency_distribution,
+                    "Percentiles up to 99.9 and a histogram of the times");
+  command
+      ->add_option("--slow-rank", options->slow_rank,
+                   "What the others lose when this rank computes longer between operations; also "
+                   "with allreduce")
+      ->type_name("RANK");
+  command->add_option("--factor", options->factor, "So many times as long, with --slow-rank")
+      ->type_name("TIMES")
+      ->capture_default_str();
+  command
+      ->add_option("--compute-us", options->compute_us,
+                   "Computing (asleep) between operations, with --slow-rank; 0: as long as one")
+      ->type_name("US")
+      ->capture_default_str();
   command->add_option("--json", options->json, "Write the rows to this file")->type_name("FILE");
   command->add_option("--area", options->area_fd)->group("");
   command->callback([options] { RunPerf(*options); });

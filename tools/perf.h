@@ -1,6 +1,7 @@
 // What the parts of `bluefog perf` share: the options, which every rank process parses again, and
 // the memory that all rank processes map. perf.cc starts the ranks, perf_rank.cc measures and
-// reports, perf_bare.cc holds the limits that the engine is compared with.
+// reports, perf_bare.cc holds the limits that the engine is compared with, perf_distribution.cc and
+// perf_slow_rank.cc what is asked for by --latency-distribution and --slow-rank.
 #pragma once
 
 #include <atomic>
@@ -10,6 +11,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include <bluefog/communicator.h>
 
@@ -24,7 +27,11 @@ struct PerfOptions {
   int iterations = 0;  ///< Per round; 0: by size.
   int rounds = 9;
   bool blocked = false;
-  int area_fd = -1;  ///< Not -1: this process is a rank.
+  bool latency_distribution = false;
+  int slow_rank = -1;  ///< Computes `factor` times as long between operations; -1: none.
+  double factor = 2.0;
+  double compute_us = 0.0;  ///< Between operations, with a slow rank; 0: as long as one takes.
+  int area_fd = -1;         ///< Not -1: this process is a rank.
 
   // From the texts, by Parse.
   Op op = Op::kNeighborAllreduce;
@@ -68,6 +75,8 @@ class PerfArea {
   std::span<int64_t> times(int rank, int series) const;
   /// CPU time of a rank by case.
   std::span<int64_t> cpu(int rank) const;
+  /// One more number of a rank, for others to read after a barrier.
+  int64_t& note(int rank) const;
   /// `data(rank, 0)`: its tensor; `data(rank, 1)`: its staging memory.
   std::byte* data(int rank, int which) const {
     return base_ + data_offset_ + (int64_t{rank} * 2 + which) * data_bytes_;
@@ -129,6 +138,21 @@ class BareExchange {
   uint32_t base_ = 0;     ///< Of all published counters.
   uint32_t reduced_ = 0;  ///< Of all reduced counters.
 };
+
+/// By rank of order, `p` from 0 to 1. Not of nothing.
+double Percentile(std::vector<double> values, double p);
+
+/// How far the times spread: percentiles up to .999, and counts by classes of equal width on a
+/// logarithmic scale.
+nlohmann::ordered_json LatencyDistribution(const std::vector<double>& us);
+/// The same as text, a bar for each class.
+std::string DrawLatencyDistribution(const nlohmann::ordered_json& distribution);
+
+/// What the other ranks lose when one computes longer between operations (--slow-rank), with `spec`
+/// and, beside another operation, with an all-reduce of the same tensor. `op_us`: the time of the
+/// operation alone, of rank 0. Rank 0 prints and fills `row`.
+Status MeasureSlowRank(const PerfOptions& options, PerfArea* area, Communicator* comm,
+                       const OpSpec& spec, double op_us, nlohmann::ordered_json* row);
 
 /// The body of a rank process; returns its exit code. Rank 0 prints the table and writes the JSON.
 int RunPerfRank(const PerfOptions& options);

@@ -60,7 +60,7 @@ PerfArea::PerfArea(const PerfOptions& options)
     samples_ = std::max(samples_, int64_t{options.rounds} * options.IterationsFor(bytes));
   }
   times_offset_ = int64_t{sizeof(SharedWord)} * (3 * kMaxPerfRanks + ranks_ * ranks_);
-  data_offset_ = RoundUp(times_offset_ + ranks_ * (kSeries * samples_ + kMaxPerfRanks) * 8);
+  data_offset_ = RoundUp(times_offset_ + ranks_ * (kSeries * samples_ + kMaxPerfRanks + 1) * 8);
   data_bytes_ = RoundUp(std::max(options.LargestBytes(), kRingDepth * kRingChunkBytes) + 64);
   total_ = data_offset_ + 2 * ranks_ * data_bytes_;
 }
@@ -83,6 +83,11 @@ std::span<int64_t> PerfArea::times(int rank, int series) const {
 std::span<int64_t> PerfArea::cpu(int rank) const {
   auto* p = reinterpret_cast<int64_t*>(base_ + times_offset_);
   return {p + int64_t{ranks_} * kSeries * samples_ + int64_t{rank} * kMaxPerfRanks, kMaxPerfRanks};
+}
+
+int64_t& PerfArea::note(int rank) const {
+  auto* p = reinterpret_cast<int64_t*>(base_ + times_offset_);
+  return p[int64_t{ranks_} * (kSeries * samples_ + kMaxPerfRanks) + rank];
 }
 
 bool PerfArea::Has(const SharedWord& word, uint32_t target) {

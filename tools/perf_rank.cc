@@ -88,12 +88,6 @@ int64_t MachineBusyNs() {
   return ticks * (1'000'000'000 / sysconf(_SC_CLK_TCK));
 }
 
-double Percentile(std::vector<double> values, double p) {
-  std::sort(values.begin(), values.end());
-  const auto at = static_cast<size_t>(std::lround(p * static_cast<double>(values.size() - 1)));
-  return values[at];
-}
-
 class Rank {
  public:
   Rank(const PerfOptions& options, const Config& config, PerfArea* area, Communicator* comm,
@@ -198,7 +192,10 @@ class Rank {
       Report(bytes, arena, iterations, std::clamp(foreign, 0.0, 1.0));
     }
     area_.Barrier();
-    return absl::OkStatus();
+    if (options_.slow_rank < 0) return absl::OkStatus();
+    const double op_us = rank_ == 0 ? rows_.back()["time_us"]["p50"].get<double>() : 0.0;
+    return MeasureSlowRank(options_, &area_, &comm_, spec, op_us,
+                           rank_ == 0 ? &rows_.back() : nullptr);
   }
 
   void Fill(std::byte* data, int64_t count) const {
@@ -321,6 +318,11 @@ class Rank {
                      {"ratio_min", Percentile(ratios, 0)},
                      {"ratio_max", Percentile(ratios, 1)},
                      {"foreign_cpu_share", foreign}});
+    if (options_.latency_distribution) {
+      Json distribution = LatencyDistribution(series[0]);
+      std::cout << DrawLatencyDistribution(distribution) << std::flush;
+      rows_.back()["latency_distribution"] = std::move(distribution);
+    }
   }
 
   const PerfOptions& options_;

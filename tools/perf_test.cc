@@ -47,6 +47,51 @@ TEST(Perf, JsonHasARowForEachSizeAndPlace) {
   EXPECT_GT(rows[3]["ratio_to_limit"], 0);
 }
 
+TEST(Perf, DistributionCountsEveryIteration) {
+  const std::string file = ::testing::TempDir() + "perf_distribution.json";
+  std::string out;
+  ASSERT_EQ(Perf("allreduce -np 2 --bytes 4K --buffers arena --rounds 3 --iterations 50 "
+                 "--latency-distribution --json " +
+                     file,
+                 &out),
+            0)
+      << out;
+  std::ifstream stream(file);
+  const auto d = nlohmann::json::parse(stream)[0]["latency_distribution"];
+  EXPECT_LE(d["p50"], d["p90"]);
+  EXPECT_LE(d["p90"], d["p99"]);
+  EXPECT_LE(d["p99"], d["p99.9"]);
+  EXPECT_LE(d["p99.9"], d["max"]);
+  int64_t count = 0;
+  for (const auto& c : d["histogram"]) count += c["count"].get<int64_t>();
+  EXPECT_EQ(count, 150);
+  EXPECT_LE(d["histogram"].back()["from_us"], d["max"]);
+  EXPECT_GE(d["histogram"].back()["to_us"], d["max"]);
+  EXPECT_THAT(out, HasSubstr("p99.9"));
+  EXPECT_THAT(out, HasSubstr("###"));
+}
+
+TEST(Perf, SlowRankSlowsTheOthers) {
+  const std::string file = ::testing::TempDir() + "perf_slow_rank.json";
+  std::string out;
+  ASSERT_EQ(Perf("neighbor_allreduce -np 4 --topology one_peer_exponential --bytes 4K --buffers "
+                 "arena --rounds 2 --iterations 5 --slow-rank 1 --factor 3 --compute-us 5000 "
+                 "--json " +
+                     file,
+                 &out),
+            0)
+      << out;
+  std::ifstream stream(file);
+  const auto rows = nlohmann::json::parse(stream)[0]["slow_rank"];
+  ASSERT_EQ(rows.size(), 2);  // The average with neighbours, and the all-reduce.
+  EXPECT_EQ(rows[1]["operation"], "allreduce");
+  for (const auto& row : rows) {
+    EXPECT_GT(row["step_ms"], 4.9);
+    EXPECT_GT(row["slowed_step_ms"], 9);
+    EXPECT_GT(row["slowdown"], 1.2);
+  }
+}
+
 TEST(Perf, WrongCallsNameTheCure) {
   const std::pair<const char*, const char*> kCalls[] = {
       {"gossip", "neighbor_allreduce, allreduce, broadcast, allgather, barrier"},
@@ -56,6 +101,8 @@ TEST(Perf, WrongCallsNameTheCure) {
       {"allreduce --buffers gpu", "arena,private"},
       {"allreduce -np 0", "1 to 128"},
       {"allreduce --topology rung", "ring"},
+      {"allreduce --slow-rank 2", "0 to 1"},
+      {"allreduce --slow-rank 1 --factor 0", "--factor must be 1 to 1000"},
   };
   for (const auto& [arguments, cure] : kCalls) {
     std::string out;
