@@ -30,6 +30,8 @@ constexpr int kManyYields = 16;
 constexpr auto kSleepSlice = std::chrono::seconds(1);
 /// How long the end of this rank waits for what only has to leave.
 constexpr int64_t kDepartNs = 100 * kMillisecond;
+/// So long when a rank of the job has failed: one that is stopped releases nothing.
+constexpr int64_t kFailedLingerNs = 1000 * kMillisecond;
 /// After it, between two looks at whether it was interrupted.
 constexpr auto kLingerSlice = std::chrono::milliseconds(50);
 
@@ -193,6 +195,7 @@ void Engine::Shutdown(const std::function<bool()>& interrupted) {
     while (!Wait(idle_, kLingerSlice, "shutdown")) {
       const int64_t now = NowNs();
       if (now - begin >= config_.op_timeout_ms * kMillisecond) break;
+      if (failed_.load() && now - begin >= kFailedLingerNs) break;
       if (interrupted && interrupted()) break;
       if (now < report) continue;
       report = now + config_.stall_report_ms * kMillisecond;
