@@ -312,7 +312,7 @@ def watch(job: list[subprocess.Popen[bytes]]) -> int:
 
 
 class Tagger:
-    """Writes the lines of a pipe with something in front."""
+    """Writes the lines of a pipe with something in front; those of a progress bar end in CR."""
 
     def __init__(self, tag: bytes, out: BinaryIO) -> None:
         self._tag, self._out, self._rest = tag, out, b""
@@ -320,10 +320,12 @@ class Tagger:
     def forward(self, fd: int) -> bool:
         """What can be read now; false at the end."""
         data = os.read(fd, 1 << 16)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        lines = re.findall(rb"[^\r\n]*(?:\r?\n|\r(?=[^\n]))", self._rest + data)
+        self._rest = (self._rest + data)[sum(map(len, lines)) :]
         if not data and self._rest:
-            lines.append(self._rest)
-        self._out.write(b"".join(self._tag + line + b"\n" for line in lines))
+            lines.append(self._rest + b"\n")
+            self._rest = b""
+        self._out.write(b"".join(self._tag + line for line in lines))
         self._out.flush()
         return bool(data)
 
