@@ -25,13 +25,20 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests" / "net"))
+
+from lab import Lab, LabError, watch
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "release"
 LIBRARIES = BUILD / "lib"
+# Of the C++ interface's job in a lab; that of the Python module has another.
+LAB_PORT = 19_000
 CORES = len(os.sched_getaffinity(0))
 # A control plane that says nothing by itself for as long as a script runs.
 QUIET_CONTROL = {
@@ -89,15 +96,29 @@ def _free_address() -> str:
             return "{}:{}".format(*address)
 
 
+@contextlib.contextmanager
+def network(hosts: int, ranks_per_host: int = 1, rate: str = "1gbit") -> Iterator[Lab]:
+    """Hosts on shaped links, for ``launch``; ends the script where this machine makes none."""
+    try:
+        with Lab(hosts, ranks_per_host, rate) as lab:
+            yield lab
+    except LabError as e:
+        sys.exit(str(e))
+
+
 def launch(
     body: Callable[..., Any],
     ranks: int,
     *,
     mpi: bool = False,
+    lab: Lab | None = None,
     env: dict[str, str] | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> list[Any]:
-    """What ``body(rank, **arguments)`` returns on every rank, under mpirun or ``bluefog run``."""
+    """What ``body(rank, **arguments)`` returns on every rank.
+
+    Under mpirun, ``bluefog run`` or, with ``lab``, on its hosts.
+    """
     # A SIGTERM takes the folder away too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bluefog-bench-") as folder:
@@ -112,6 +133,13 @@ def launch(
             "BENCH_COORDINATOR": _free_address(),
             **(env or {}),
         }
+        if lab is not None:
+            environment["BENCH_COORDINATOR"] = f"{lab.hosts[0].ipv4}:{LAB_PORT}"
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            job = lab.start(command, env=environment, stdin=subprocess.DEVNULL, **pipes)
+            if code := watch(job):
+                sys.exit(code)
+            return [json.loads((Path(folder) / f"{r}.json").read_text()) for r in range(ranks)]
         if mpi:
             environment.update(
                 BLUEFOG_SIZE=str(ranks),
@@ -159,10 +187,13 @@ class Rank:
             raise RuntimeError(f"{function}: {self.native.bench_error().decode()}")
         return result
 
-    def open(self, bytes_per_tensor: int) -> None:
-        """Map the ranks' common memory: needed for the barrier and everything that is timed."""
+    def open(self, bytes_per_tensor: int, blocked: bool = False) -> None:
+        """Map the ranks' common memory: needed for the barrier and everything that is timed.
+
+        ``blocked``: who waits at the barrier sleeps, and takes no core from those still at work.
+        """
         area = str(Path(self.folder) / "area").encode()
-        self.call("bench_open", area, self.rank, self.size, bytes_per_tensor)
+        self.call("bench_open", area, self.rank, self.size, bytes_per_tensor, int(blocked))
 
     def join(self, names: int = 0) -> None:
         """Join with the C++ interface, in a job of its own."""
@@ -322,6 +353,19 @@ class Report:
         if a in self._rounds and b in self._rounds:
             values = [x / y for x, y in zip(self._rounds[a], self._rounds[b])]
             self.value(f"{a} ÷ {b}", values, "", at_most, at_least)
+
+    def limit(
+        self,
+        name: str,
+        limit: str,
+        us: float,
+        at_most: float | None = None,
+        at_least: float | None = None,
+    ) -> None:
+        """Time of ``name`` by a limit that is computed."""
+        if name in self._rounds:
+            values = [t / us for t in self._rounds[name]]
+            self.value(f"{name} ÷ {limit}", values, "", at_most, at_least)
 
     def time(self, name: str, at_most: float | None) -> None:
         """The median time, round by round."""

@@ -122,12 +122,13 @@ extern "C" {
 
 const char* bench_error() { return bench().error.c_str(); }
 
-/// Maps the file `path`, of which every rank uses `bytes` twice.
-int64_t bench_open(const char* path, int rank, int ranks, int64_t bytes) {
+/// Maps the file `path`, of which every rank uses `bytes` twice. `blocked`: barriers sleep.
+int64_t bench_open(const char* path, int rank, int ranks, int64_t bytes, int blocked) {
   return Checked([&]() -> Status {
     Bench& b = bench();
     b.rank = rank;
     b.options.ranks = ranks;
+    b.options.blocked = blocked != 0;
     b.options.bytes = {bytes};
     StatusOr<TopologySequence> topology = MakeTopology("ring", ranks);
     if (!topology.ok()) return topology.status();
