@@ -61,9 +61,9 @@ def parser(description: str | None, rounds: int = 9) -> argparse.ArgumentParser:
     return made
 
 
-def build() -> None:
-    """The Release build of this checkout: library, Python module and what the scripts load."""
-    targets = ["bench_native", "bench_malloc", "bluefog_tool", "_core"]
+def build(*more: str) -> None:
+    """The Release build of this checkout: library, Python module, what the scripts load, ``more``."""
+    targets = ["bench_native", "bench_malloc", "bluefog_tool", "_core", *more]
     configure = ["cmake", "--preset", "release", "-DBLUEFOG_PYTHON=ON", "-DBLUEFOG_BENCHMARKS=ON"]
     configure.append(f"-DPython_EXECUTABLE={sys.executable}")
     if not (BUILD / "build.ninja").exists() or not (BUILD / "python").exists():

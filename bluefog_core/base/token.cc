@@ -96,8 +96,7 @@ StatusOr<std::string> ReadTokenFile(const std::string& path) {
   std::array<char, 8> mode;
   snprintf(mode.data(), mode.size(), "%04o", info.st_mode & 07777U);
   StatusOr<std::string> token =
-      !S_ISREG(info.st_mode)
-          ? absl::InvalidArgumentError(where + " is no file")
+      !S_ISREG(info.st_mode) ? absl::InvalidArgumentError(where + " is no file")
       : (info.st_mode & 077U) != 0
           ? absl::InvalidArgumentError(where + " has mode " + mode.data() +
                                        ", so that others than its owner can get at the token: "
@@ -133,8 +132,7 @@ StatusOr<int> MakeTokenDescriptor(const std::string& token) {
 
 std::string Prove(std::string_view token, std::string_view purpose, std::string_view context,
                   std::string_view nonce) {
-  const Digest digest =
-      HmacSha256(token, Joined({"bluefog proof 1", purpose, context, nonce}));
+  const Digest digest = HmacSha256(token, Joined({"bluefog proof 1", purpose, context, nonce}));
   return std::string(reinterpret_cast<const char*>(digest.data()), digest.size());
 }
 

@@ -12,7 +12,6 @@ namespace bluefog::control {
 namespace {
 
 constexpr int kMaxMessageBytes = 64 << 20;  // The address book of a very large job.
-constexpr int64_t kConnectMs = 500;
 constexpr int64_t kBackoffMs = 10, kMaxBackoffMs = 200;
 constexpr int64_t kInterruptMs = 100;
 constexpr int64_t kServerGraceNs =
@@ -24,22 +23,72 @@ std::chrono::steady_clock::time_point At(int64_t ns) {
 
 }  // namespace
 
+// The heartbeats' way out. One that finds the last still on its way is not sent: the server hears
+// that one.
+class Client::HeartbeatStream final : public grpc::ClientBidiReactor<v1::Heartbeat, v1::Pulse> {
+ public:
+  HeartbeatStream(Client& client, const std::shared_ptr<grpc::Channel>& channel)
+      : client_(client), stub_(v1::Control::NewStub(channel)) {
+    stub_->async()->Heartbeats(&context_, this);
+    AddHold();  // Send comes from outside.
+    StartRead(&pulse_);
+    StartCall();
+  }
+  ~HeartbeatStream() override {
+    context_.TryCancel();
+    RemoveHold();
+    MutexLock lock(mu_);
+    while (!done_) changed_.Wait(mu_);
+  }
+  void Send(const v1::Heartbeat& heartbeat) EXCLUDES(mu_) {
+    MutexLock lock(mu_);
+    if (writing_ || broken_) return;
+    writing_ = true;
+    out_ = heartbeat;
+    StartWrite(&out_);
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    client_.OnPulse();
+    StartRead(&pulse_);
+  }
+  void OnWriteDone(bool ok) override {
+    MutexLock lock(mu_);
+    writing_ = false;
+    broken_ = !ok;
+  }
+  void OnDone(const grpc::Status&) override {
+    MutexLock lock(mu_);
+    done_ = true;
+    changed_.NotifyAll();
+  }
+
+ private:
+  Client& client_;
+  const std::unique_ptr<v1::Control::Stub> stub_;
+  grpc::ClientContext context_;
+  v1::Pulse pulse_;
+  v1::Heartbeat out_;
+  Mutex mu_;
+  CondVar changed_;
+  bool writing_ GUARDED_BY(mu_) = false;
+  bool broken_ GUARDED_BY(mu_) = false;
+  bool done_ GUARDED_BY(mu_) = false;
+};
+
 Client::Client(const ClientOptions& options)
     : options_(options), told_(static_cast<size_t>(options.join.size())) {}
 
 Client::~Client() { Disconnect(/*orderly=*/false); }
 
 Status Client::Join() {
-  StatusOr<Endpoint> endpoint = ResolveEndpoint(options_.coordinator);
-  if (!endpoint.ok()) return endpoint.status();
   const int64_t deadline = NowNs() + options_.join.timeout_ms() * kMillisecond;
   int64_t backoff_ms = kBackoffMs;
   while (true) {
-    const int64_t left_ms = std::clamp<int64_t>((deadline - NowNs()) / kMillisecond, 1, kConnectMs);
-    bool again = true;
-    StatusOr<int> fd = ConnectTo(*endpoint, static_cast<int>(left_ms));
-    Status status = fd.ok() ? JoinOver(*fd, deadline, &again) : fd.status();
-    if (status.ok() || !again || absl::IsResourceExhausted(status)) return status;
+    bool again = false;
+    const Status status = Attempt(deadline, &again);
+    if (status.ok() || !again) return status;
     bool interrupted = false;
     WaitForChange(Phase::kIdle, std::min(deadline, NowNs() + backoff_ms * kMillisecond),
                   &interrupted);
@@ -55,6 +104,16 @@ Status Client::Join() {
   }
 }
 
+StatusOr<std::shared_ptr<grpc::Channel>> Client::Connect(int64_t deadline_ns) {
+  // Somebody who took the connection and is silent gets as long as the server would take.
+  StatusOr<int> fd = Dial(options_.coordinator, options_.caller, deadline_ns, options_.interrupted);
+  if (!fd.ok()) return fd.status();
+  sockets_.Add(*fd);
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  return grpc::CreateCustomInsecureChannelFromFd("bluefog-control", *fd, arguments);
+}
+
 bool Client::WaitForChange(Phase phase, int64_t until_ns, bool* interrupted) {
   while (!(*interrupted = options_.interrupted())) {
     MutexLock lock(mu_);
@@ -66,13 +125,28 @@ bool Client::WaitForChange(Phase phase, int64_t until_ns, bool* interrupted) {
   return false;
 }
 
-Status Client::JoinOver(int fd, int64_t deadline_ns, bool* again) {
-  sockets_.Add(fd);
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  channel_ = grpc::CreateCustomInsecureChannelFromFd("bluefog-control", fd, arguments);
+Status Client::Attempt(int64_t deadline_ns, bool* again) {
+  StatusOr<std::shared_ptr<grpc::Channel>> channel = Connect(deadline_ns), beat_channel;
+  if (channel.ok() && !options_.serves) beat_channel = Connect(deadline_ns);
+  for (const auto* made : {&channel, &beat_channel}) {
+    if (made->ok() || (made == &beat_channel && options_.serves)) continue;
+    if (absl::IsCancelled(made->status())) {
+      return absl::CancelledError("interrupted while rank 0 was called");
+    }
+    *again = absl::IsUnavailable(made->status());
+    if (!absl::IsDeadlineExceeded(made->status())) return made->status();
+    return absl::DeadlineExceededError(
+        options_.coordinator + " took the connection and did not answer within " +
+        "BLUEFOG_JOIN_TIMEOUT_MS=" + std::to_string(options_.join.timeout_ms()) +
+        ": rank 0 is stopped, or something else listens there");
+  }
+  channel_ = *std::move(channel);
   context_ = std::make_unique<grpc::ClientContext>();
   stream_ = v1::Control::NewStub(channel_)->Session(context_.get());
+  if (!options_.serves) {
+    beat_channel_ = *std::move(beat_channel);
+    heartbeat_stream_ = std::make_unique<HeartbeatStream>(*this, beat_channel_);
+  }
   {
     MutexLock lock(write_mu_);
     writable_ = true;
@@ -132,7 +206,7 @@ Status Client::JoinOver(int fd, int64_t deadline_ns, bool* again) {
 bool Client::Write(const v1::FromRank& message) {
   MutexLock lock(write_mu_);
   if (!writable_) return false;
-  (message.has_heartbeat() ? heartbeats_ : messages_).fetch_add(1, std::memory_order_relaxed);
+  messages_.fetch_add(1, std::memory_order_relaxed);
   writable_ = stream_->Write(message);
   return writable_;
 }
@@ -204,8 +278,19 @@ void Client::Tell(int rank, const std::string& text) {
   options_.rank_failed(rank, text);
 }
 
+void Client::OnPulse() {
+  MutexLock lock(mu_);
+  seen_ns_ = NowNs();
+}
+
+int64_t Client::patience_ns() const {
+  return options_.dead_ms * kMillisecond - options_.heartbeat_ms * kMillisecond / 2;
+}
+
 void Client::Beat() {
   bool suspect = false;
+  v1::Heartbeat heartbeat;
+  heartbeat.set_rank(options_.join.rank());
   while (true) {
     int64_t silent;
     {
@@ -214,25 +299,28 @@ void Client::Beat() {
       // for all of them.
       const int64_t interval = options_.heartbeat_ms * kMillisecond;
       const int64_t due = (NowNs() / interval + 1) * interval;
-      while (phase_ != Phase::kEnded && !leaving_ && !server_closing_ && NowNs() < due) {
-        changed_.WaitUntil(mu_, At(due));
+      const auto over = [this]() REQUIRES(mu_) {
+        return phase_ == Phase::kEnded || leaving_ || server_closing_;
+      };
+      int64_t now = 0;
+      while (!over() && (now = NowNs()) < std::min(due, seen_ns_ + patience_ns())) {
+        changed_.WaitUntil(mu_, At(std::min(due, seen_ns_ + patience_ns())));
       }
-      if (phase_ == Phase::kEnded || leaving_ || server_closing_) return;
-      const int64_t now = NowNs();
+      if (over()) return;
       // While this process itself was stopped or starved it could hear nobody.
       if (now - due > interval) seen_ns_ = std::min(now, seen_ns_ + now - due);
       silent = now - seen_ns_;
-      silent_ = silent >= options_.dead_ms * kMillisecond;
+      silent_ = silent >= patience_ns();
     }
-    if (silent >= options_.dead_ms * kMillisecond) return context_->TryCancel();
+    if (silent >= patience_ns()) return context_->TryCancel();
     if (silent >= options_.suspect_ms * kMillisecond && !suspect) {
       options_.notice("rank 0 has been silent for " + Seconds(silent) +
                       "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));
     }
     suspect = silent >= options_.suspect_ms * kMillisecond;
-    v1::FromRank message;
-    message.mutable_heartbeat()->set_progress(options_.progress());
-    Write(message);
+    heartbeat.set_progress(options_.progress());
+    heartbeats_.fetch_add(1, std::memory_order_relaxed);
+    heartbeat_stream_->Send(heartbeat);
   }
 }
 
@@ -265,6 +353,8 @@ void Client::Disconnect(bool orderly) {
   context_->TryCancel();
   if (reader_.joinable()) reader_.join();
   if (beater_.joinable()) beater_.join();
+  heartbeat_stream_.reset();
+  beat_channel_.reset();
   {
     MutexLock lock(write_mu_);
     writable_ = false;

@@ -1,5 +1,6 @@
-// A rank's end of the control plane: joins, sends heartbeats, hears who failed or left. One
-// connection per membership; it never reconnects, because a broken stream is the sign of death.
+// A rank's end of the control plane: joins, sends heartbeats, hears who failed or left. Two
+// connections per membership: heartbeats wait behind nothing. It never reconnects, because a broken
+// session is the sign of death.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -14,12 +15,14 @@
 
 #include "base/mutex.h"
 #include "bluefog/v1/control.grpc.pb.h"
+#include "control/handshake.h"
 #include "control/socket.h"
 
 namespace bluefog::control {
 
 struct ClientOptions {
   std::string coordinator;
+  Caller caller;
   v1::Join join;
   bool serves = false;  ///< The server is in this process: neither can outlive the other.
   int64_t heartbeat_ms = 0, suspect_ms = 0, dead_ms = 0;
@@ -52,8 +55,11 @@ class Client {
  private:
   enum class Phase { kIdle, kAsked, kAccepted, kJoined, kEnded };
 
-  // One attempt on a connected socket: OK once joined. *again: nobody serves this job yet.
-  Status JoinOver(int fd, int64_t deadline_ns, bool* again);
+  class HeartbeatStream;
+
+  // One attempt: OK once joined. *again: nobody serves this job yet.
+  Status Attempt(int64_t deadline_ns, bool* again);
+  StatusOr<std::shared_ptr<grpc::Channel>> Connect(int64_t deadline_ns);
   // Waits for a phase other than `phase`; false if `until_ns` came first or the caller was
   // interrupted.
   bool WaitForChange(Phase phase, int64_t until_ns, bool* interrupted) EXCLUDES(mu_);
@@ -63,7 +69,10 @@ class Client {
   void Handle(const v1::ToRank& message);
   void Ended(const grpc::Status& status);
   void Tell(int rank, const std::string& text);
+  void OnPulse() EXCLUDES(mu_);
   void Beat();
+  // A silence of the server that counts as death.
+  int64_t patience_ns() const;
   /// Ends the stream (with a Leave in front if `orderly`) and both threads.
   void Disconnect(bool orderly);
 
@@ -71,9 +80,10 @@ class Client {
   ForkClosedSockets sockets_;
 
   // Of the present attempt. Made before the threads start, dropped after they have ended.
-  std::shared_ptr<grpc::Channel> channel_;
+  std::shared_ptr<grpc::Channel> channel_, beat_channel_;
   std::unique_ptr<grpc::ClientContext> context_;
   std::unique_ptr<grpc::ClientReaderWriter<v1::FromRank, v1::ToRank>> stream_;
+  std::unique_ptr<HeartbeatStream> heartbeat_stream_;
   std::thread reader_, beater_;
 
   // Of the reading thread; `addresses_` is everybody's once the phase is kJoined.

@@ -1,12 +1,15 @@
 // The component's one symbol: control_abi.h over Server and Client. No exception leaves it.
 #include <google/protobuf/stubs/common.h>
+#include <grpcpp/create_channel_posix.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "base/clock.h"
 #include "control/client.h"
 #include "control/control_abi.h"
 #include "control/server.h"
@@ -57,6 +60,10 @@ Status Check(const bluefog_control_options& o) {
   return absl::OkStatus();
 }
 
+std::string Token(const void* token, int64_t bytes) {
+  return std::string(static_cast<const char*>(token), static_cast<size_t>(bytes));
+}
+
 StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o) {
   if (Status s = Check(o); !s.ok()) return s;
   const bluefog_control_events events = o.events;
@@ -64,7 +71,7 @@ StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o
 
   ClientOptions client;
   client.coordinator = o.coordinator;
-  client.join.set_job_id(o.job_id);
+  client.caller = {o.job_id, o.rank, Token(o.token, o.token_bytes)};
   client.join.set_rank(o.rank);
   client.join.set_size(o.size);
   client.join.set_address(o.address, static_cast<size_t>(o.address_bytes));
@@ -72,6 +79,7 @@ StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o
   client.join.set_fingerprint_text(std::string(o.fingerprint_text).substr(0, kMaxFingerprintText));
   client.join.set_timeout_ms(o.join_timeout_ms);
   client.join.set_process(ThisProcess());
+  client.join.set_launcher_reports(o.launcher_reports != 0);
   client.serves = o.embed_server != 0;
   client.heartbeat_ms = o.heartbeat_ms;
   client.suspect_ms = o.suspect_ms;
@@ -88,6 +96,7 @@ StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o
   if (o.embed_server) {
     StatusOr<std::unique_ptr<Server>> server = Server::Start({.coordinator = o.coordinator,
                                                               .job_id = o.job_id,
+                                                              .token = client.caller.token,
                                                               .rank = o.rank,
                                                               .size = o.size,
                                                               .heartbeat_ms = o.heartbeat_ms,
@@ -105,6 +114,28 @@ StatusOr<std::unique_ptr<bluefog_control>> Join(const bluefog_control_options& o
     return joined;
   }
   return control;
+}
+
+Status ReportDeath(const bluefog_control_death& d) {
+  if (d.struct_size < sizeof(d)) {
+    return absl::FailedPreconditionError("bluefog_control_death of an older version");
+  }
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(d.timeout_ms);
+  const Caller caller = {d.job_id, -1, Token(d.token, d.token_bytes)};
+  StatusOr<int> fd =
+      Dial(d.coordinator, caller, NowNs() + d.timeout_ms * kMillisecond, [] { return false; });
+  if (!fd.ok()) return fd.status();
+  auto channel =
+      grpc::CreateCustomInsecureChannelFromFd("bluefog-control", *fd, grpc::ChannelArguments());
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() +
+                       (deadline - std::chrono::steady_clock::now()));
+  v1::Death death;
+  death.set_rank(d.rank);
+  death.set_text(d.text);
+  v1::Told told;
+  const grpc::Status end = v1::Control::NewStub(channel)->ReportDeath(&context, death, &told);
+  return Status(static_cast<absl::StatusCode>(end.error_code()), end.error_message());
 }
 
 /// Runs `f`; what it throws (no memory, no thread) is returned as a Status.
@@ -166,6 +197,10 @@ void AbiCounters(bluefog_control* control, int64_t* messages, int64_t* heartbeat
   *heartbeats = control->client->heartbeats();
 }
 
+void AbiReportDeath(const bluefog_control_death* death, bluefog_control_error* error) {
+  SetError(error, NoThrow([&] { return ReportDeath(*death); }));
+}
+
 const char* AbiDescribe() {
   static const std::string* const text =
       new std::string("gRPC " + grpc::Version() + ", protobuf " +
@@ -186,6 +221,7 @@ extern "C" const bluefog_control_api* bluefog_control_factory(void) {
       .leave = bluefog::control::AbiLeave,
       .destroy = bluefog::control::AbiDestroy,
       .counters = bluefog::control::AbiCounters,
+      .report_death = bluefog::control::AbiReportDeath,
       .describe = bluefog::control::AbiDescribe,
   };
   return &api;

@@ -11,149 +11,24 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
-#include <condition_variable>
 #include <filesystem>
 #include <fstream>
-#include <functional>
-#include <map>
-#include <mutex>
 #include <thread>
 
 #include "base/clock.h"
-#include "base/port.h"
 #include "base/sanitizer.h"
-#include "control/membership.h"
+#include "base/token.h"
 #include "control/socket.h"
+#include "control/test_ranks.h"
 
 extern char** environ;
 
 namespace bluefog::control {
 namespace {
 
-using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-constexpr int kLong = 20'000;  // ms; only a hang lasts so long.
-
-Place PlaceOf(int rank, int size, int port) {
-  Place place;
-  place.rank = place.local_rank = rank;
-  place.size = place.local_size = size;
-  place.job_id = "job-" + std::to_string(port);
-  place.coordinator = "127.0.0.1:" + std::to_string(port);
-  return place;
-}
-
-Config TestConfig(int64_t dead_ms = kLong) {
-  Config config;
-  config.component_dir = BLUEFOG_TEST_COMPONENT_DIR;
-  config.join_timeout_ms = kLong;
-  config.heartbeat_ms = 100;
-  config.suspect_ms = dead_ms / 2;
-  config.dead_ms = dead_ms;
-  return config;
-}
-
-/// A rank in this process.
-class Rank {
- public:
-  MembershipEvents events() {
-    MembershipEvents e;
-    e.rank_failed = [this](int rank, const std::string& text) {
-      std::lock_guard lock(mu_);
-      failed_[rank].push_back(text);
-      changed_.notify_all();
-    };
-    e.rank_left = [this](int rank) {
-      std::lock_guard lock(mu_);
-      ++left_[rank];
-      changed_.notify_all();
-    };
-    e.progress = [this] {
-      std::lock_guard lock(mu_);
-      ++beats_;
-      changed_.notify_all();
-      return int64_t{7};
-    };
-    e.interrupted = [this] {
-      std::lock_guard lock(mu_);
-      ++asked_;
-      changed_.notify_all();
-      return interrupt.load();
-    };
-    return e;
-  }
-  void Join(const Place& place, const Config& config, const std::string& address = "address") {
-    auto joined = Membership::Join(place, config, address, events());
-    status = joined.status();
-    if (joined.ok()) membership = *std::move(joined);
-  }
-  /// The text of `rank`'s failure; empty if none came in time.
-  std::string WaitForFailure(int rank, int ms = kLong) {
-    std::unique_lock lock(mu_);
-    changed_.wait_for(lock, milliseconds(ms), [&] { return failed_.contains(rank); });
-    return failed_.contains(rank) ? failed_[rank].front() : "";
-  }
-  bool WaitForLeft(int rank) {
-    std::unique_lock lock(mu_);
-    return changed_.wait_for(lock, milliseconds(kLong), [&] { return left_.contains(rank); });
-  }
-  /// Until its Join waits for something.
-  void WaitForWaiting() {
-    std::unique_lock lock(mu_);
-    changed_.wait_for(lock, milliseconds(kLong), [&] { return asked_ >= 3; });
-  }
-  void WaitForBeats(int n) {
-    std::unique_lock lock(mu_);
-    const int until = beats_ + n;
-    changed_.wait_for(lock, milliseconds(kLong), [&] { return beats_ >= until; });
-  }
-  size_t failures() {
-    std::lock_guard lock(mu_);
-    size_t n = 0;
-    for (const auto& [rank, texts] : failed_) n += texts.size();
-    return n;
-  }
-
-  Status status;
-  std::atomic<bool> interrupt{false};
-
- private:
-  std::mutex mu_;
-  std::condition_variable changed_;
-  std::map<int, std::vector<std::string>> failed_;
-  std::map<int, int> left_;
-  int beats_ = 0, asked_ = 0;
-
- public:
-  std::unique_ptr<Membership> membership;  ///< Destroyed first: its events write to what is above.
-};
-
-using Ranks = std::vector<std::unique_ptr<Rank>>;
-
-/// Runs f(r) for r = 0 … n−1, each in a thread, to the end.
-void InThreads(int n, const std::function<void(int)>& f) {
-  std::vector<std::thread> threads;
-  for (int r = 0; r < n; ++r) threads.emplace_back(f, r);
-  for (std::thread& t : threads) t.join();
-}
-
-Ranks MakeRanks(int n) {
-  Ranks ranks;
-  for (int r = 0; r < n; ++r) ranks.push_back(std::make_unique<Rank>());
-  return ranks;
-}
-
-Ranks JoinAll(int n, int port, const Config& config = TestConfig()) {
-  Ranks ranks = MakeRanks(n);
-  InThreads(n, [&](int r) {
-    ranks[r]->Join(PlaceOf(r, n, port), config, "address of " + std::to_string(r));
-  });
-  for (int r = 0; r < n; ++r) EXPECT_TRUE(ranks[r]->status.ok()) << r << ": " << ranks[r]->status;
-  return ranks;
-}
+using ::testing::Not;
 
 TEST(Control, EightRanksGetOneAddressBook) {
   Ranks ranks = JoinAll(8, *FreePort());
@@ -221,6 +96,172 @@ TEST(Control, ReportedFailureReachesAll) {
   ranks[0]->membership->ReportFailure(2, "again");
   InThreads(3, [&](int r) { ranks[r]->membership->Leave(); });
   for (auto& rank : ranks) EXPECT_EQ(rank->failures(), 1u);
+}
+
+TEST(Control, ALauncherReportsADeath) {
+  const int port = *FreePort();
+  Ranks ranks = JoinAll(3, port);
+  const Place place = PlaceOf(0, 3, port);
+  const int64_t start = NowNs();
+  ASSERT_TRUE(ReportDeath(place, TestConfig(), 2, "killed by SIGKILL").ok());
+  for (auto& rank : ranks) {
+    EXPECT_THAT(rank->WaitForFailure(2),
+                AllOf(HasSubstr("rank 2 died: killed by SIGKILL"), HasSubstr("process"),
+                      HasSubstr(std::to_string(getpid())), HasSubstr(" on ")));
+  }
+  EXPECT_LT(NowNs() - start, 500'000'000);
+  EXPECT_TRUE(ReportDeath(place, TestConfig(), 2, "again").ok());
+  for (int rank : {-1, 3}) {
+    EXPECT_EQ(ReportDeath(place, TestConfig(), rank, "x").code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  Place other = place;
+  other.job_id = "another";
+  EXPECT_THAT(std::string(ReportDeath(other, TestConfig(), 1, "x").message()),
+              HasSubstr("'another'"));
+  ranks[1]->membership->Leave();
+  EXPECT_TRUE(ReportDeath(place, TestConfig(), 1, "too late").ok());
+  EXPECT_TRUE(ranks[0]->WaitForLeft(1));
+  ranks[0]->membership->Leave();
+  for (auto& rank : ranks) EXPECT_EQ(rank->failures(), 1u);
+  ranks.clear();
+  EXPECT_EQ(ReportDeath(place, TestConfig(), 1, "x").code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(Control, ADeathBeforeTheJoinEndsTheWait) {
+  const int port = *FreePort();
+  Rank zero;
+  std::thread joining([&] { zero.Join(PlaceOf(0, 3, port), TestConfig()); });
+  zero.WaitForWaiting();
+  EXPECT_TRUE(ReportDeath(PlaceOf(0, 3, port), TestConfig(), 2, "exit code 1").ok());
+  joining.join();
+  EXPECT_EQ(zero.status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(std::string(zero.status.message()),
+              HasSubstr("rank 2 died: exit code 1 before it joined"));
+}
+
+// The launcher's reason and the end of the connection come in any order.
+TEST(Control, TheLauncherKnowsBetterThanAClosedConnection) {
+  const int port = *FreePort();
+  Ranks ranks = MakeRanks(3);
+  InThreads(3, [&](int r) {
+    Place place = PlaceOf(r, 3, port);
+    place.launched_by = "bluefog run";
+    ranks[r]->Join(place, TestConfig());
+  });
+  ranks[2]->membership.reset();
+  ASSERT_TRUE(ReportDeath(PlaceOf(0, 3, port), TestConfig(), 2, "killed by SIGKILL").ok());
+  for (int r : {0, 1}) {
+    EXPECT_THAT(ranks[r]->WaitForFailure(2), HasSubstr("killed by SIGKILL"));
+  }
+  // Without its word nobody waits long for it.
+  const int64_t start = NowNs();
+  ranks[1]->membership.reset();
+  EXPECT_THAT(ranks[0]->WaitForFailure(1), HasSubstr("rank 1 ended without leaving"));
+  EXPECT_LT(NowNs() - start, 500'000'000);
+}
+
+TEST(Control, ATokenIsAskedOfEveryCaller) {
+  const int port = *FreePort();
+  const std::string token = RandomBytes(kTokenBytes).value();
+  Place places[3];
+  for (int r = 0; r < 3; ++r) {
+    places[r] = PlaceOf(r, 3, port);
+    places[r].token = token;
+  }
+  Ranks ranks = MakeRanks(3);
+  std::thread zero([&] { ranks[0]->Join(places[0], TestConfig()); });
+  for (const std::string& wrong : {std::string(), RandomBytes(kTokenBytes).value()}) {
+    Place place = places[1];
+    place.token = wrong;
+    Rank stranger;
+    stranger.Join(place, TestConfig());
+    EXPECT_EQ(stranger.status.code(), absl::StatusCode::kUnauthenticated) << stranger.status;
+    EXPECT_THAT(std::string(stranger.status.message()),
+                AllOf(HasSubstr(kTokenRefused), HasSubstr("rank 1 cannot join")));
+    EXPECT_EQ(ReportDeath(place, TestConfig(), 0, "x").code(), absl::StatusCode::kUnauthenticated);
+  }
+  // It did not harm those who have it.
+  InThreads(2, [&](int r) { ranks[r + 1]->Join(places[r + 1], TestConfig()); });
+  zero.join();
+  for (auto& rank : ranks) EXPECT_TRUE(rank->status.ok()) << rank->status;
+  EXPECT_TRUE(ReportDeath(places[0], TestConfig(), 2, "killed by SIGKILL").ok());
+  EXPECT_THAT(ranks[0]->WaitForFailure(2), HasSubstr("SIGKILL"));
+}
+
+TEST(Control, WhoCameWithTheWrongTokenIsNamedAtTheTimeOut) {
+  const int port = *FreePort();
+  Config config = TestConfig();
+  config.join_timeout_ms = 1'000;
+  Ranks ranks = MakeRanks(2);
+  Place place = PlaceOf(0, 2, port);
+  std::thread zero([&] { ranks[0]->Join(place, config); });  // Without a token itself.
+  Place other = PlaceOf(1, 2, port);
+  other.token = RandomBytes(kTokenBytes).value();
+  ranks[1]->Join(other, config);
+  zero.join();
+  EXPECT_EQ(ranks[1]->status.code(), absl::StatusCode::kUnauthenticated) << ranks[1]->status;
+  EXPECT_THAT(std::string(ranks[0]->status.message()),
+              AllOf(HasSubstr("did not join in time: 1"),
+                    HasSubstr("a process at 127.0.0.1 came as rank 1"), HasSubstr("token")));
+}
+
+TEST(Control, OverIpv6) {
+  Ranks ranks = MakeRanks(3);
+  const int port = *FreePort();
+  InThreads(3, [&](int r) {
+    Place place = PlaceOf(r, 3, port);
+    place.coordinator = "[::1]:" + std::to_string(port);
+    ranks[r]->Join(place, TestConfig());
+  });
+  for (auto& rank : ranks) EXPECT_TRUE(rank->status.ok()) << rank->status;
+}
+
+// Whoever listens there may be reached by strangers.
+TEST(Control, OutsideLoopbackATokenIsNeeded) {
+  for (const char* host : {"192.0.2.1", "[2001:db8::1]", "[::ffff:192.0.2.1]"}) {
+    for (int r : {0, 1}) {
+      Place place = PlaceOf(r, 2, 1);
+      place.coordinator = std::string(host) + ":4242";
+      Rank rank;
+      const int64_t start = NowNs();
+      rank.Join(place, TestConfig());
+      EXPECT_LT(NowNs() - start, 2'000'000'000);
+      EXPECT_EQ(rank.status.code(), absl::StatusCode::kInvalidArgument) << rank.status;
+      EXPECT_THAT(std::string(rank.status.message()),
+                  AllOf(HasSubstr(place.coordinator), HasSubstr("BLUEFOG_TOKEN_FILE"),
+                        HasSubstr("/dev/urandom")));
+    }
+  }
+  for (const char* host : {"127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]", "localhost"}) {
+    const std::string text = std::string(host) + ":4242";
+    EXPECT_TRUE(CheckExposure(ResolveEndpoint(text).value(), text, false).ok()) << text;
+  }
+}
+
+TEST(Control, WhatListensThereIsNoControlPlane) {
+  const int port = *FreePort();
+  StatusOr<int> other = ListenAt(*ResolveEndpoint("127.0.0.1:" + std::to_string(port)), "test");
+  ASSERT_TRUE(other.ok());
+  std::thread answers([&] {
+    pollfd ready = {*other, POLLIN, 0};
+    poll(&ready, 1, kLong);
+    const int fd = AcceptFrom(*other);
+    const std::string text = "HTTP/1.1 400 Bad Request\r\n\r\n";
+    EXPECT_EQ(write(fd, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    char byte;
+    ready = {fd, POLLIN, 0};
+    while (poll(&ready, 1, kLong) == 1 && read(fd, &byte, 1) == 1) {
+    }
+    close(fd);
+  });
+  Rank rank;
+  rank.Join(PlaceOf(1, 2, port), TestConfig());
+  answers.join();
+  close(*other);
+  EXPECT_EQ(rank.status.code(), absl::StatusCode::kFailedPrecondition) << rank.status;
+  EXPECT_THAT(std::string(rank.status.message()),
+              AllOf(HasSubstr("127.0.0.1:" + std::to_string(port)), HasSubstr("same version")));
 }
 
 TEST(Control, DestroyWithoutLeaveIsAFailure) {
@@ -380,6 +421,7 @@ size_t CountMappings() {
 
 TEST(Control, AHundredRoundsOnOnePortLeakNothing) {
   const int port = *FreePort();
+  const std::string token = RandomBytes(kTokenBytes).value();
   size_t fds = 0, threads = 0;
   [[maybe_unused]] size_t mappings = 0;
   for (int round = 0; round < 100; ++round) {
@@ -388,7 +430,7 @@ TEST(Control, AHundredRoundsOnOnePortLeakNothing) {
       threads = CountEntries("/proc/self/task");
       mappings = CountMappings();
     }
-    Ranks ranks = JoinAll(3, port);
+    Ranks ranks = JoinAll(3, port, TestConfig(), round % 2 == 0 ? token : "");
     InThreads(3, [&](int r) {
       ranks[r]->membership->Leave();
       ranks[r]->membership.reset();
@@ -422,6 +464,8 @@ TEST(Control, ARankThatComesBackEarlyWaitsForTheNextServer) {
 }
 
 // ---- Ranks as processes.
+
+constexpr int kLateMs = 100;  // For a process of this test to be scheduled.
 
 /// A rank in a process of its own, which prints what happens to it and obeys single letters.
 class RankProcess {
@@ -545,7 +589,7 @@ TEST(ControlProcesses, AStoppedRankIsToldToAllInTime) {
   }
   const int64_t ms = (NowNs() - start) / 1'000'000;
   EXPECT_GE(ms, kDead - 200);
-  EXPECT_LE(ms, kDead + 500);
+  EXPECT_LE(ms, kDead + kLateMs);
   // It wakes up and learns that the others went on.
   kill(ranks[1]->pid(), SIGCONT);
   EXPECT_THAT(ranks[1]->ReadLine(), HasSubstr("failed 1: rank 1 was silent"));
@@ -557,7 +601,7 @@ TEST(ControlProcesses, AStoppedRankZeroIsToldToAllInTime) {
   const int64_t start = NowNs();
   kill(ranks[0]->pid(), SIGSTOP);
   for (int r : {1, 2}) EXPECT_THAT(ranks[r]->ReadLine(), HasSubstr("failed 0: rank 0 was silent"));
-  EXPECT_LE((NowNs() - start) / 1'000'000, kDead + 500);
+  EXPECT_LE((NowNs() - start) / 1'000'000, kDead + kLateMs);
 }
 
 TEST(ControlProcesses, AKilledRankZeroIsNamed) {

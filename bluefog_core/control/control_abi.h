@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define BLUEFOG_CONTROL_ABI_VERSION 1
+#define BLUEFOG_CONTROL_ABI_VERSION 2
 
 typedef struct bluefog_control bluefog_control;
 
@@ -36,13 +36,28 @@ typedef struct bluefog_control_options {
   int32_t rank, size;
   int32_t embed_server;    /* Rank 0: serve at `coordinator` as well. */
   const char* coordinator; /* host:port */
-  const void* address;     /* This rank's entry of the address book: opaque bytes. */
+  const void* token;       /* The job's secret; token_bytes may be 0. */
+  int64_t token_bytes;
+  int32_t launcher_reports; /* The launcher calls report_death for this rank. */
+  const void* address;      /* This rank's entry of the address book: opaque bytes. */
   int64_t address_bytes;
   uint64_t fingerprint; /* Version, ABI and configuration that must be equal on all ranks. */
   const char* fingerprint_text; /* The same for people. */
   int32_t join_timeout_ms, heartbeat_ms, suspect_ms, dead_ms;
   bluefog_control_events events;
 } bluefog_control_options;
+
+/* For report_death, of a launcher: no rank. */
+typedef struct bluefog_control_death {
+  uint32_t struct_size;
+  const char* job_id;
+  const char* coordinator; /* host:port */
+  const void* token;
+  int64_t token_bytes;
+  int32_t rank; /* Whose process ended. */
+  int32_t timeout_ms;
+  const char* text; /* Why: "killed by SIGKILL". */
+} bluefog_control_death;
 
 /* Where error texts go: cut to `capacity`, always terminated. */
 typedef struct bluefog_control_error {
@@ -68,6 +83,9 @@ typedef struct bluefog_control_api {
   void (*destroy)(bluefog_control* control);
   /* Messages sent so far without heartbeats, and heartbeats. */
   void (*counters)(bluefog_control* control, int64_t* messages, int64_t* heartbeats);
+  /* Tells the job that the process of a rank has ended, from outside the job; error->code is 0 when
+   * it was told. Blocks for at most timeout_ms. */
+  void (*report_death)(const bluefog_control_death* death, bluefog_control_error* error);
   /* Versions of the libraries inside, for `bluefog info`. Static. */
   const char* (*describe)(void);
 } bluefog_control_api;

@@ -48,6 +48,9 @@ class ComponentMembership final : public Membership {
     options.size = place.size;
     options.embed_server = place.rank == 0;
     options.coordinator = place.coordinator.c_str();
+    options.token = place.token.data();
+    options.token_bytes = static_cast<int64_t>(place.token.size());
+    options.launcher_reports = place.launched_by == "bluefog run";
     options.address = address.data();
     options.address_bytes = static_cast<int64_t>(address.size());
     options.fingerprint = StableHash().Add(fingerprint_text).value();
@@ -126,12 +129,7 @@ class ComponentMembership final : public Membership {
   std::vector<std::string> addresses_;
 };
 
-}  // namespace
-
-StatusOr<std::unique_ptr<Membership>> Membership::Join(const Place& place, const Config& config,
-                                                       const std::string& address,
-                                                       MembershipEvents events) {
-  if (place.size == 1) return std::make_unique<AloneMembership>(address);
+StatusOr<const bluefog_control_api*> LoadApi(const Config& config) {
   StatusOr<void*> symbol =
       LoadComponentSymbol("control", "bluefog_control_factory", config.component_dir);
   if (!symbol.ok()) return symbol.status();
@@ -144,13 +142,39 @@ StatusOr<std::unique_ptr<Membership>> Membership::Join(const Place& place, const
                                          std::to_string(BLUEFOG_CONTROL_ABI_VERSION) +
                                          ": both must come from the same installation");
   }
-  auto membership = std::make_unique<ComponentMembership>(api, std::move(events));
+  return api;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Membership>> Membership::Join(const Place& place, const Config& config,
+                                                       const std::string& address,
+                                                       MembershipEvents events) {
+  if (place.size == 1) return std::make_unique<AloneMembership>(address);
+  StatusOr<const bluefog_control_api*> api = LoadApi(config);
+  if (!api.ok()) return api.status();
+  auto membership = std::make_unique<ComponentMembership>(*api, std::move(events));
   if (Status s = membership->Join(place, config, address); !s.ok()) return s;
   return membership;
 }
 
-Status ReportDeath(const Place&, const Config&, int, const std::string&, int) {
-  return absl::UnimplementedError("deaths cannot be reported yet");
+Status ReportDeath(const Place& place, const Config& config, int rank, const std::string& text,
+                   int timeout_ms) {
+  StatusOr<const bluefog_control_api*> api = LoadApi(config);
+  if (!api.ok()) return api.status();
+  bluefog_control_death death = {};
+  death.struct_size = sizeof(death);
+  death.job_id = place.job_id.c_str();
+  death.coordinator = place.coordinator.c_str();
+  death.token = place.token.data();
+  death.token_bytes = static_cast<int64_t>(place.token.size());
+  death.rank = rank;
+  death.timeout_ms = timeout_ms;
+  death.text = text.c_str();
+  std::vector<char> why(4 << 10);
+  bluefog_control_error error = {0, why.data(), static_cast<int64_t>(why.size())};
+  (*api)->report_death(&death, &error);
+  return Status(static_cast<absl::StatusCode>(error.code), why.data());
 }
 
 }  // namespace bluefog::control

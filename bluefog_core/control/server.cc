@@ -1,12 +1,11 @@
 #include "control/server.h"
 
 #include <grpcpp/server_posix.h>
-#include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <deque>
 #include <utility>
@@ -20,8 +19,29 @@ constexpr int kMaxMessageBytes = 128 << 10;
 constexpr size_t kMaxTextBytes = 4 << 10;
 constexpr int64_t kMaxSilentOpenNs =
     10'000 * kMillisecond;  // A stream must say who it is within this time.
+// So long the launcher may take to say why a rank ended, before everybody is told that it did.
+constexpr int64_t kLauncherNs = 30 * kMillisecond;
+constexpr int kMaxConnectionsPerRank = 2, kOtherDescriptors = 64;
 
 std::string Rank(int rank) { return "rank " + std::to_string(rank); }
+
+std::string DescriptorAdvice(int size, uint64_t limit) {
+  return "rank 0 may open " + std::to_string(limit) +
+         " file descriptors, and the control plane of " + std::to_string(size) +
+         " ranks needs about " + std::to_string(kMaxConnectionsPerRank * size + kOtherDescriptors) +
+         ": raise the limit where rank 0 is started (ulimit -n)";
+}
+
+/// Room for the connections of a job, as far as the system lets us make it.
+Status ReserveDescriptors(int size) {
+  rlimit limit{};
+  const auto needed = static_cast<rlim_t>(kMaxConnectionsPerRank * size + kOtherDescriptors);
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return absl::OkStatus();
+  const rlim_t had = limit.rlim_cur;
+  limit.rlim_cur = std::min(limit.rlim_max, needed);
+  if (limit.rlim_cur == needed && setrlimit(RLIMIT_NOFILE, &limit) == 0) return absl::OkStatus();
+  return absl::ResourceExhaustedError(DescriptorAdvice(size, had));
+}
 
 }  // namespace
 
@@ -34,11 +54,7 @@ class Server::Stream final : public grpc::ServerBidiReactor<v1::FromRank, v1::To
   void Send(std::shared_ptr<const v1::ToRank> message) EXCLUDES(mu_) {
     MutexLock lock(mu_);
     if (end_) return;
-    if (!message->has_pulse()) {
-      server_.messages_.fetch_add(1, std::memory_order_relaxed);
-    } else if (!queue_.empty()) {
-      return;  // A reader that does not keep up needs no second sign of life.
-    }
+    server_.messages_.fetch_add(1, std::memory_order_relaxed);
     queue_.push_back(std::move(message));
     Pump();
   }
@@ -91,9 +107,53 @@ class Server::Stream final : public grpc::ServerBidiReactor<v1::FromRank, v1::To
   std::optional<grpc::Status> end_ GUARDED_BY(mu_);
 };
 
+// One rank's heartbeats. A reader that does not keep up needs no second sign of life.
+class Server::HeartbeatStream final : public grpc::ServerBidiReactor<v1::Heartbeat, v1::Pulse> {
+ public:
+  HeartbeatStream(Server& server, int size) : server_(server), size_(size) { StartRead(&in_); }
+
+  void OnReadDone(bool ok) override {
+    const bool known = ok && in_.rank() >= 0 && in_.rank() < size_;
+    const bool answer = known && server_.OnHeartbeat(in_.rank(), in_.progress());
+    MutexLock lock(mu_);
+    if (!known) {
+      over_ = true;
+      if (!writing_) Finish(grpc::Status::OK);
+      return;
+    }
+    if (answer && !writing_) {
+      writing_ = true;
+      StartWrite(&pulse_);
+    }
+    StartRead(&in_);
+  }
+  void OnWriteDone(bool) override {
+    MutexLock lock(mu_);
+    writing_ = false;
+    if (over_) Finish(grpc::Status::OK);
+  }
+  void OnDone() override {
+    server_.OnHeartbeatsDone();
+    delete this;
+  }
+
+ private:
+  Server& server_;
+  const int size_;
+  v1::Heartbeat in_;
+  const v1::Pulse pulse_;
+  Mutex mu_;
+  bool writing_ GUARDED_BY(mu_) = false;
+  bool over_ GUARDED_BY(mu_) = false;
+};
+
 StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   StatusOr<Endpoint> endpoint = ResolveEndpoint(options.coordinator);
   if (!endpoint.ok()) return endpoint.status();
+  if (Status s = CheckExposure(*endpoint, options.coordinator, !options.token.empty()); !s.ok()) {
+    return s;
+  }
+  if (Status s = ReserveDescriptors(options.size); !s.ok()) return s;
   StatusOr<int> listen_fd = ListenAt(*endpoint, options.coordinator);
   if (!listen_fd.ok()) return listen_fd.status();
   std::unique_ptr<Server> server(new Server(options, *listen_fd));
@@ -110,11 +170,22 @@ StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
 
 Server::Server(const ServerOptions& options, int listen_fd)
     : options_(options),
-      listen_fd_(listen_fd),
       wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       members_(static_cast<size_t>(options.size)),
       checked_ns_(NowNs()) {
   sockets_.Add(listen_fd);
+  door_.emplace(MakeDoor(listen_fd));
+}
+
+DoorOptions Server::MakeDoor(int listen_fd) {
+  DoorOptions door;
+  door.listen_fd = listen_fd;
+  door.job_id = options_.job_id;
+  door.token = options_.token;
+  door.came = [this](int fd) { sockets_.Add(fd); };
+  door.welcome = [this](int fd) { grpc::AddInsecureChannelFromFd(server_.get(), fd); };
+  door.refused = [this](int rank, const std::string& address) { OnRefused(rank, address); };
+  return door;
 }
 
 Server::~Server() {
@@ -132,10 +203,14 @@ void Server::Stop(bool orderly) {
   }
   eventfd_write(wake_fd_, 1);
   if (watcher_.joinable()) watcher_.join();
-  close(listen_fd_);
+  door_.reset();
   if (server_ == nullptr) return;
   {
     MutexLock lock(mu_);
+    for (int r = 0; r < options_.size; ++r) {
+      const Member& member = members_[static_cast<size_t>(r)];
+      if (member.tell_ns != 0) Fail(r, member.end);
+    }
     for (const auto& [stream, rank] : streams_) {
       if (!complete_) {
         stream->End({grpc::StatusCode::ABORTED, "rank 0 gave up while the ranks were joining"});
@@ -154,7 +229,7 @@ void Server::Stop(bool orderly) {
   }
   server_->Shutdown(std::chrono::system_clock::now());
   MutexLock lock(mu_);
-  while (!streams_.empty()) changed_.Wait(mu_);
+  while (!streams_.empty() || heartbeat_streams_ > 0) changed_.Wait(mu_);
 }
 
 grpc::ServerBidiReactor<v1::FromRank, v1::ToRank>* Server::Session(grpc::CallbackServerContext*) {
@@ -162,6 +237,55 @@ grpc::ServerBidiReactor<v1::FromRank, v1::ToRank>* Server::Session(grpc::Callbac
   MutexLock lock(mu_);
   streams_.emplace(stream, -1);
   return stream;
+}
+
+grpc::ServerBidiReactor<v1::Heartbeat, v1::Pulse>* Server::Heartbeats(
+    grpc::CallbackServerContext*) {
+  MutexLock lock(mu_);
+  ++heartbeat_streams_;
+  return new HeartbeatStream(*this, options_.size);
+}
+
+bool Server::OnHeartbeat(int rank, int64_t progress) {
+  MutexLock lock(mu_);
+  Member& member = members_[static_cast<size_t>(rank)];
+  if (member.state != State::kJoined) return false;  // Fenced: the job has gone on without it.
+  member.seen_ns = NowNs();
+  member.suspect = false;
+  member.progress = progress;
+  // Not each is answered: it is enough that no rank comes to suspect the server.
+  if (member.seen_ns - member.answered_ns < options_.suspect_ms * kMillisecond / 4) return false;
+  member.answered_ns = member.seen_ns;
+  return true;
+}
+
+void Server::OnHeartbeatsDone() {
+  MutexLock lock(mu_);
+  --heartbeat_streams_;
+  changed_.NotifyAll();
+}
+
+grpc::ServerUnaryReactor* Server::ReportDeath(grpc::CallbackServerContext* context,
+                                              const v1::Death* death, v1::Told*) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (death->rank() < 0 || death->rank() >= options_.size) {
+    reactor->Finish(
+        {grpc::StatusCode::INVALID_ARGUMENT, Rank(death->rank()) + " is outside the job of " +
+                                                 std::to_string(options_.size) + " ranks"});
+    return reactor;
+  }
+  {
+    MutexLock lock(mu_);
+    const int rank = death->rank();
+    const std::string text = Rank(rank) + " died: " + death->text().substr(0, kMaxTextBytes);
+    const State state = members_[static_cast<size_t>(rank)].state;
+    if (state == State::kJoined) Fail(rank, text + Whose(rank));
+    if (state == State::kAbsent && !closing_) {
+      Condemn({grpc::StatusCode::ABORTED, text + " before it joined"});
+    }
+  }
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
 }
 
 void Server::OnMessage(Stream& stream, v1::FromRank& message) {
@@ -173,19 +297,13 @@ void Server::OnMessage(Stream& stream, v1::FromRank& message) {
   }
   Member& member = members_[static_cast<size_t>(rank)];
   if (member.state != State::kJoined) return;  // Fenced: the job has gone on without it.
-  member.seen_ns = NowNs();
-  member.suspect = false;
-  if (message.has_heartbeat()) {
-    // Not each is answered: it is enough that no rank comes to suspect the server.
-    if (member.seen_ns - member.answered_ns < options_.suspect_ms * kMillisecond / 2) return;
-    member.answered_ns = member.seen_ns;
-    v1::ToRank pulse;
-    pulse.mutable_pulse();
-    stream.Send(std::move(pulse));
+  if (message.has_join()) {
+    Fail(rank, Rank(rank) + " broke the protocol of the control plane: it joined twice");
   } else if (message.has_report_failure()) {
     const v1::ReportFailure& report = message.report_failure();
     if (report.rank() < 0 || report.rank() >= options_.size) return;
-    Fail(report.rank(), report.text().substr(0, kMaxTextBytes) + " (seen by " + Rank(rank) + ")");
+    FailSoon(report.rank(),
+             report.text().substr(0, kMaxTextBytes) + " (seen by " + Rank(rank) + ")");
   } else if (message.has_leave()) {
     member.state = State::kLeft;
     if (!complete_) {
@@ -201,8 +319,10 @@ void Server::OnMessage(Stream& stream, v1::FromRank& message) {
 void Server::OnEnd(Stream& stream) {
   MutexLock lock(mu_);
   if (const int rank = streams_.at(&stream); rank >= 0 && !closing_) {
-    Fail(rank, Rank(rank) +
-                   " ended without leaving the job (its connection to the control plane closed)");
+    FailSoon(rank,
+             Rank(rank) +
+                 " ended without leaving the job: its connection to the control plane closed" +
+                 Whose(rank));
   }
   stream.End(grpc::Status::OK);
 }
@@ -219,12 +339,6 @@ void Server::OnDone(Stream* stream) {
 grpc::Status Server::CheckJoin(const v1::Join& join, bool* all) const {
   *all = false;
   if (closing_) return {grpc::StatusCode::UNAVAILABLE, "rank 0 is leaving"};
-  if (join.job_id() != options_.job_id) {
-    return {grpc::StatusCode::FAILED_PRECONDITION,
-            options_.coordinator + " serves job '" + options_.job_id + "' and " +
-                Rank(join.rank()) + " belongs to job '" + join.job_id().substr(0, 256) +
-                "': give every job its own BLUEFOG_COORDINATOR"};
-  }
   *all = true;
   if (verdict_) return *verdict_;
   if (join.size() != options_.size) {
@@ -279,8 +393,7 @@ void Server::OnJoin(Stream& stream, v1::Join& join) {
   v1::ToRank accepted;
   accepted.mutable_accepted();
   stream.Send(std::move(accepted));
-  if (std::all_of(members_.begin(), members_.end(),
-                  [](const Member& m) { return m.state == State::kJoined; })) {
+  if (++joined_ == options_.size) {
     complete_ = true;
     SendAddressBook();
   }
@@ -291,7 +404,9 @@ void Server::SendAddressBook() {
   for (Member& member : members_) {
     *book->mutable_address_book()->add_address() = std::move(*member.join.mutable_address());
   }
-  for (Member& member : members_) member.stream->Send(book);
+  for (Member& member : members_) {
+    if (member.stream) member.stream->Send(book);
+  }
 }
 
 void Server::Broadcast(const v1::ToRank& message, int except) {
@@ -302,10 +417,15 @@ void Server::Broadcast(const v1::ToRank& message, int except) {
   }
 }
 
+std::string Server::Whose(int rank) const {
+  return " (" + members_[static_cast<size_t>(rank)].join.process() + ")";
+}
+
 void Server::Fail(int rank, const std::string& text) {
   Member& member = members_[static_cast<size_t>(rank)];
   if (member.state != State::kJoined) return;
   member.state = State::kFailed;
+  member.tell_ns = 0;
   if (!complete_)
     return Condemn({grpc::StatusCode::ABORTED, text + " while the ranks were joining"});
   v1::ToRank failed;
@@ -315,6 +435,15 @@ void Server::Fail(int rank, const std::string& text) {
   if (member.stream) member.stream->End({grpc::StatusCode::ABORTED, text});
 }
 
+void Server::FailSoon(int rank, const std::string& text) {
+  Member& member = members_[static_cast<size_t>(rank)];
+  if (member.state != State::kJoined || member.tell_ns != 0) return;
+  if (!complete_ || !member.join.launcher_reports()) return Fail(rank, text);
+  member.end = text;
+  member.tell_ns = NowNs() + kLauncherNs;
+  eventfd_write(wake_fd_, 1);
+}
+
 void Server::Condemn(const grpc::Status& status) {
   if (!verdict_) verdict_ = status;
   for (const auto& [stream, rank] : streams_) {
@@ -322,18 +451,43 @@ void Server::Condemn(const grpc::Status& status) {
   }
 }
 
+void Server::OnRefused(int rank, const std::string& address) {
+  {
+    MutexLock lock(mu_);
+    if (rank < 0 || rank >= options_.size) return;
+    Member& member = members_[static_cast<size_t>(rank)];
+    const bool known = !member.refused.empty() || member.state != State::kAbsent;
+    member.refused = "a process at " + address + " came as " + Rank(rank) +
+                     " and was refused: its job token is missing or another one";
+    if (known) return;
+  }
+  options_.notice("a process at " + address + " that calls itself " + Rank(rank) +
+                  " was refused: its job token is missing or another one");
+}
+
+void Server::OutOfDescriptors() {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const std::string text = "no file descriptor is left for another rank's connection: " +
+                           DescriptorAdvice(options_.size, limit.rlim_cur);
+  MutexLock lock(mu_);
+  if (!complete_ && !verdict_) Condemn({grpc::StatusCode::RESOURCE_EXHAUSTED, text});
+}
+
 void Server::Watch() {
-  // Fine enough for dead_ms to be kept, coarse enough to cost nothing.
+  // Fine enough to see that this process was stopped, coarse enough to cost nothing.
   const int tick_ms = static_cast<int>(
       std::clamp<int64_t>(std::min(options_.heartbeat_ms, options_.dead_ms / 8), 1, 200));
-  bool out_of_fds = false;
+  int timeout_ms = tick_ms;
   while (true) {
-    pollfd fds[2] = {{wake_fd_, POLLIN, 0}, {out_of_fds ? -1 : listen_fd_, POLLIN, 0}};
-    poll(fds, 2, tick_ms);
+    door_->Turn(wake_fd_, timeout_ms);
+    if (door_->out_of_descriptors()) OutOfDescriptors();
     std::vector<std::string> notices;
     {
       MutexLock lock(mu_);
       if (closing_) return;
+      eventfd_t woken;
+      eventfd_read(wake_fd_, &woken);
       const int64_t now = NowNs();
       // While this process itself was stopped or starved nobody could be heard: that time counts
       // for nobody's silence.
@@ -342,47 +496,47 @@ void Server::Watch() {
         if (late > 0) member.seen_ns = std::min(now, member.seen_ns + late);
       }
       checked_ns_ = now;
-      notices = CheckTime(now);
+      int64_t next_ns = now + tick_ms * kMillisecond;
+      notices = CheckTime(now, &next_ns);
+      timeout_ms = static_cast<int>((next_ns - now + kMillisecond - 1) / kMillisecond);
     }
     for (const std::string& notice : notices) options_.notice(notice);
-    out_of_fds = false;
-    if (fds[1].revents == 0) continue;
-    int fd;
-    while ((fd = AcceptFrom(listen_fd_)) >= 0) {
-      sockets_.Add(fd);
-      grpc::AddInsecureChannelFromFd(server_.get(), fd);
-    }
-    out_of_fds = errno != EAGAIN;  // Then the pending connection must not keep poll from waiting.
   }
 }
 
-std::vector<std::string> Server::CheckTime(int64_t now_ns) {
+int64_t Server::patience_ns() const {
+  // What was missed last may have been due almost an interval ago: so dead_ms after a rank stopped
+  // everybody knows it.
+  return options_.dead_ms * kMillisecond - options_.heartbeat_ms * kMillisecond / 2;
+}
+
+std::vector<std::string> Server::CheckTime(int64_t now_ns, int64_t* next_ns) {
   std::vector<std::string> notices;
   for (int r = 0; r < options_.size; ++r) {
     Member& member = members_[static_cast<size_t>(r)];
     if (member.state != State::kJoined) continue;
+    if (member.tell_ns != 0) {
+      if (now_ns >= member.tell_ns) {
+        Fail(r, member.end);
+        continue;
+      }
+      *next_ns = std::min(*next_ns, member.tell_ns);
+    }
     // The rank of this process sends no heartbeats.
     const int64_t silent = r == options_.rank ? 0 : now_ns - member.seen_ns;
-    if (silent >= options_.dead_ms * kMillisecond) {
+    if (silent >= patience_ns()) {
       Fail(r, Rank(r) + " was silent for " + Seconds(silent) +
-                  " and counts as dead (BLUEFOG_DEAD_MS)");
-    } else if (silent >= options_.suspect_ms * kMillisecond && !member.suspect) {
+                  " and counts as dead (BLUEFOG_DEAD_MS), after " +
+                  std::to_string(member.progress) + " operations" + Whose(r));
+      continue;
+    }
+    if (silent >= options_.suspect_ms * kMillisecond && !member.suspect) {
       member.suspect = true;
       notices.push_back(Rank(r) + " has been silent for " + Seconds(silent) +
                         "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));
     }
-    if (!complete_ && !verdict_ && now_ns >= member.give_up_ns) {
-      std::string missing;
-      for (int m = 0; m < options_.size; ++m) {
-        if (members_[static_cast<size_t>(m)].state != State::kAbsent) continue;
-        missing += (missing.empty() ? "" : ", ") + std::to_string(m);
-      }
-      Condemn({grpc::StatusCode::DEADLINE_EXCEEDED,
-               "of " + std::to_string(options_.size) +
-                   " ranks these did not join in time: " + missing + " (" + Rank(r) +
-                   " waited for " + Seconds(member.join.timeout_ms() * kMillisecond) +
-                   "; BLUEFOG_JOIN_TIMEOUT_MS)"});
-    }
+    if (r != options_.rank) *next_ns = std::min(*next_ns, member.seen_ns + patience_ns());
+    if (!complete_ && !verdict_ && now_ns >= member.give_up_ns) Condemn(MissingRanks(r));
   }
   for (const auto& [stream, rank] : streams_) {
     if (rank < 0 && now_ns - stream->opened_ns > kMaxSilentOpenNs) {
@@ -390,6 +544,21 @@ std::vector<std::string> Server::CheckTime(int64_t now_ns) {
     }
   }
   return notices;
+}
+
+grpc::Status Server::MissingRanks(int waited) const {
+  std::string missing, refused;
+  for (int r = 0; r < options_.size; ++r) {
+    const Member& member = members_[static_cast<size_t>(r)];
+    if (member.state != State::kAbsent) continue;
+    missing += (missing.empty() ? "" : ", ") + std::to_string(r);
+    if (!member.refused.empty()) refused += "; " + member.refused;
+  }
+  return {grpc::StatusCode::DEADLINE_EXCEEDED,
+          "of " + std::to_string(options_.size) + " ranks these did not join in time: " + missing +
+              " (" + Rank(waited) + " waited for " +
+              Seconds(members_[static_cast<size_t>(waited)].join.timeout_ms() * kMillisecond) +
+              "; BLUEFOG_JOIN_TIMEOUT_MS)" + refused};
 }
 
 }  // namespace bluefog::control

@@ -28,6 +28,23 @@ bool IsWildcard(const sockaddr* address) {
   return IN6_IS_ADDR_UNSPECIFIED(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
 }
 
+bool IsLoopback(const sockaddr_storage& address) {
+  if (address.ss_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
+    return ntohl(v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+  return IN6_IS_ADDR_LOOPBACK(&v6) || (IN6_IS_ADDR_V4MAPPED(&v6) && v6.s6_addr[12] == 127);
+}
+
+/// What is lost is sent again every 200 ms, not after twice as long each time: a heartbeat must not
+/// wait for seconds behind a gap that has healed.
+void SetUp(int fd) {
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  setsockopt(fd, IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, &on, sizeof(on));
+}
+
 struct Registry {
   struct Entry {
     const void* owner;
@@ -79,8 +96,11 @@ StatusOr<Endpoint> ResolveEndpoint(const std::string& text) {
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
   if (const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); error != 0) {
-    return absl::InvalidArgumentError("the coordinator's host '" + host + "' has no address: " +
-                                      gai_strerror(error) + " (BLUEFOG_COORDINATOR)");
+    const std::string problem = "the coordinator's host '" + host +
+                                "' has no address: " + gai_strerror(error) +
+                                " (BLUEFOG_COORDINATOR)";
+    return error == EAI_AGAIN ? absl::UnavailableError(problem)
+                              : absl::InvalidArgumentError(problem);
   }
   std::unique_ptr<addrinfo, void (*)(addrinfo*)> list(found, freeaddrinfo);
   const addrinfo* chosen = found;
@@ -100,6 +120,15 @@ StatusOr<Endpoint> ResolveEndpoint(const std::string& text) {
   std::memcpy(&endpoint.address, chosen->ai_addr, chosen->ai_addrlen);
   endpoint.length = chosen->ai_addrlen;
   return endpoint;
+}
+
+Status CheckExposure(const Endpoint& endpoint, const std::string& text, bool has_token) {
+  if (has_token || IsLoopback(endpoint.address)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "the control plane at " + text +
+      " can be reached from the network, and this job has no token that keeps strangers out: put "
+      "32 random bytes into a file, (umask 077; head -c 32 /dev/urandom > FILE), bring it to every "
+      "host, and set BLUEFOG_TOKEN_FILE=FILE for every rank (`bluefog run` does this by itself)");
 }
 
 StatusOr<int> ListenAt(const Endpoint& endpoint, const std::string& text) {
@@ -154,18 +183,26 @@ StatusOr<int> ConnectTo(const Endpoint& endpoint, int timeout_ms) {
     close(fd);
     return absl::UnavailableError(ErrnoText(error));
   }
-  const int on = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  SetUp(fd);
   return fd;
 }
 
 int AcceptFrom(int listen_fd) {
   const int fd = accept4(listen_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-  if (fd >= 0) {
-    const int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-  }
+  if (fd >= 0) SetUp(fd);
   return fd;
+}
+
+std::string PeerOf(int fd) {
+  Endpoint peer;
+  peer.length = sizeof(peer.address);
+  char host[NI_MAXHOST] = "";
+  if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer.address), &peer.length) != 0 ||
+      getnameinfo(reinterpret_cast<sockaddr*>(&peer.address), peer.length, host, sizeof(host),
+                  nullptr, 0, NI_NUMERICHOST) != 0) {
+    return "an unknown address";
+  }
+  return host;
 }
 
 ForkClosedSockets::~ForkClosedSockets() {

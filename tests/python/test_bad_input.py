@@ -508,6 +508,148 @@ def test_torchruns_port_may_be_in_use():
             assert (p.returncode, out) == (0, f"{r} torchrun\n")
 
 
+# ---- Who belongs to a job.
+
+
+def _run_each(environment_of_ranks, timeout=60):
+    """(exit code, standard output, standard error, seconds) of each rank that only joins."""
+    code = "import bluefog as bf; bf.init(); bf.barrier(); print('joined')"
+    start = time.monotonic()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for env in environment_of_ranks
+    ]  # fmt: skip
+    results = []
+    for p in ranks:
+        out, err = p.communicate(timeout=timeout)
+        results.append((p.returncode, out, err, time.monotonic() - start))
+    return results
+
+
+def _token_file(folder, name, text, mode=0o600):
+    path = folder / name
+    path.write_text(text)
+    path.chmod(mode)
+    return str(path)
+
+
+def test_a_job_with_a_token(tmp_path):
+    token = _token_file(tmp_path, "token", "0123456789abcdef" * 4 + "\n")
+    other = _token_file(tmp_path, "other", "fedcba9876543210" * 4)
+    envs = environments(2, BLUEFOG_TOKEN_FILE=token, BLUEFOG_JOIN_TIMEOUT_MS="5000")
+    assert [r[:2] for r in _run_each(envs)] == [(0, "joined\n")] * 2
+    # A rank without it, or with another one, hears why at once; rank 0 says whom it refused.
+    for wrong in ({"BLUEFOG_TOKEN_FILE": other}, {"BLUEFOG_TOKEN_FILE": ""}):
+        zero, one = _run_each([envs[0], {**envs[1], **wrong}])
+        assert one[0] != 0 and "rank 1 cannot join" in one[2]
+        assert "the job token is missing or not the same on all ranks" in one[2]
+        assert "BLUEFOG_TOKEN_FILE" in one[2]
+        assert zero[0] != 0 and "did not join in time: 1" in zero[2]
+        assert "came as rank 1 and was refused: its job token is missing" in zero[2]
+        for secret in ("0123456789abcdef", "fedcba9876543210"):
+            assert secret not in zero[2] + one[2]
+
+
+def test_token_files_that_cannot_be(tmp_path):
+    for name, text, mode, expected in (
+        ("open", "ab" * 32, 0o644, "has mode 0644, so that others"),
+        ("short", "secret", 0o600, "64 hexadecimal digits or 32 bytes"),
+        ("missing", None, 0o600, "No such file"),
+    ):
+        path = str(tmp_path / name)
+        if text is not None:
+            _token_file(tmp_path, name, text, mode)
+        env = environments(2, BLUEFOG_TOKEN_FILE=path)[1]
+        [(code, _, error, took)] = _run_each([env])
+        assert code != 0 and expected in error and path in error, error
+        assert "secret" not in error and took < 30
+
+
+def test_a_token_is_inherited_by_descriptor_and_needed_outside_loopback(tmp_path):
+    with open(_token_file(tmp_path, "token", "5a" * 32)) as token:
+        code = "import bluefog as bf\nfor _ in range(3):\n bf.init(); bf.barrier(); bf.shutdown()"
+        envs = environments(2, BLUEFOG_TOKEN_FD=str(token.fileno()))
+        ranks = [
+            subprocess.Popen([sys.executable, "-c", code], env=env, pass_fds=[token.fileno()])
+            for env in envs
+        ]
+        assert [p.wait(60) for p in ranks] == [0, 0]
+    # A closed descriptor, as Python's subprocess leaves it.
+    [(code, _, error, _)] = _run_each([{**envs[1], "BLUEFOG_TOKEN_FD": "99"}])
+    assert code != 0 and "BLUEFOG_TOKEN_FD=99 is no open descriptor" in error
+    # torchrun's variables for several hosts (nothing is sent to that address).
+    torchrun = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+                "MASTER_ADDR": "192.0.2.77", "MASTER_PORT": "29500"}  # fmt: skip
+    for code, _, error, _ in _run_each(
+        [{**environments(1)[0], **torchrun, "RANK": rank} for rank in "01"]
+    ):
+        assert code != 0 and "192.0.2.77:29501 can be reached from the network" in error
+        assert "BLUEFOG_TOKEN_FILE" in error and "/dev/urandom" in error
+
+
+def test_strangers_do_not_harm_a_running_job():
+    import socket
+
+    script = """
+import os, sys, threading, numpy as np, bluefog as bf
+stop = np.zeros(1)
+def watch():
+    sys.stdin.read()
+    stop[0] = 1
+bf.init()
+if bf.rank() == 0:
+    print(os.environ["BLUEFOG_COORDINATOR"], flush=True)
+    threading.Thread(target=watch, daemon=True).start()
+steps = 0
+while bf.allreduce(stop, average=False)[0] == 0:
+    assert (bf.neighbor_allreduce(np.ones(10_000)) == 1).all()
+    steps += 1
+    if steps % 100 == 0 and bf.rank() == 0:
+        print(steps, flush=True)
+print("done", flush=True)
+"""
+    job = Job(2, script)
+    zero = job.processes[0]
+    host, port = zero.stdout.readline().rsplit(":", 1)
+
+    def connect():
+        return socket.create_connection((host, int(port)), timeout=20)
+
+    def closed(connection):
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(1 << 16):
+                pass
+        return True
+
+    for sent in (
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(1 << 20),
+        os.urandom(1 << 20),
+        b"BFCTRL01" + bytes(32) + b"\0\0\0\0\xff\xff",
+        b"\x16\x03\x01" + os.urandom(200),
+    ):
+        with connect() as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(sent)
+            assert closed(connection)
+    idle = [connect() for _ in range(1500)]
+    for connection in idle[::2]:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"BFCTRL01")
+    before = zero.stdout.readline()
+    assert int(zero.stdout.readline()) > int(before)  # It trains on.
+    for connection in idle:
+        assert closed(connection)
+        connection.close()
+    zero.stdin.close()
+    zero.stdin = None
+    for rank, result in enumerate(job.wait()):
+        assert result.returncode == 0 and result.stdout.endswith("done\n"), (rank, result.stderr)
+
+
 def test_ctrl_c_ends_a_shutdown_that_waits():
     """Rank 0 sent something that rank 1 does not take."""
     script = """
