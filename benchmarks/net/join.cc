@@ -44,6 +44,7 @@ Result JoinAs(int first, int last, const Place& job, int go) {
   Config config;
   config.component_dir = COMPONENT_DIR;
   config.join_timeout_ms = 120'000;
+  if (const char* ms = getenv("DEAD_MS")) config.dead_ms = config.suspect_ms = atoi(ms);
   std::vector<std::unique_ptr<Membership>> members(static_cast<size_t>(last - first));
   std::vector<std::thread> threads;
   for (int rank = first; rank < last; ++rank) {
@@ -53,8 +54,10 @@ Result JoinAs(int first, int last, const Place& job, int go) {
       char byte;
       if (read(go, &byte, 1) != 0) return;  // The end of the pipe is the start.
       auto joined = Membership::Join(place, config, std::string(kAddressBytes, 'x'), {});
-      if (joined.ok()) members[static_cast<size_t>(rank - first)] = *std::move(joined);
-      else fprintf(stderr, "%s\n", std::string(joined.status().message()).c_str());
+      if (joined.ok())
+        members[static_cast<size_t>(rank - first)] = *std::move(joined);
+      else
+        fprintf(stderr, "%s\n", std::string(joined.status().message()).c_str());
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -109,10 +112,11 @@ int Main(int ranks, int processes) {
   }
   while (wait(nullptr) > 0) {
   }
-  printf("{\"joined\": %d, \"seconds\": %.3f, \"server_threads\": %d, \"server_cpu_s\": %.3f, "
-         "\"server_peak_mib\": %.1f}\n",
-         all.joined, double(all.end_ns - start) * 1e-9, server.threads,
-         double(server.cpu_us) * 1e-6, double(server.peak_kib) / 1024);
+  printf(
+      "{\"joined\": %d, \"seconds\": %.3f, \"server_threads\": %d, \"server_cpu_s\": %.3f, "
+      "\"server_peak_mib\": %.1f}\n",
+      all.joined, double(all.end_ns - start) * 1e-9, server.threads, double(server.cpu_us) * 1e-6,
+      double(server.peak_kib) / 1024);
   return all.joined == ranks ? 0 : 1;
 }
 

@@ -23,60 +23,6 @@ std::chrono::steady_clock::time_point At(int64_t ns) {
 
 }  // namespace
 
-// The heartbeats' way out. One that finds the last still on its way is not sent: the server hears
-// that one.
-class Client::HeartbeatStream final : public grpc::ClientBidiReactor<v1::Heartbeat, v1::Pulse> {
- public:
-  HeartbeatStream(Client& client, const std::shared_ptr<grpc::Channel>& channel)
-      : client_(client), stub_(v1::Control::NewStub(channel)) {
-    stub_->async()->Heartbeats(&context_, this);
-    AddHold();  // Send comes from outside.
-    StartRead(&pulse_);
-    StartCall();
-  }
-  ~HeartbeatStream() override {
-    context_.TryCancel();
-    RemoveHold();
-    MutexLock lock(mu_);
-    while (!done_) changed_.Wait(mu_);
-  }
-  void Send(const v1::Heartbeat& heartbeat) EXCLUDES(mu_) {
-    MutexLock lock(mu_);
-    if (writing_ || broken_) return;
-    writing_ = true;
-    out_ = heartbeat;
-    StartWrite(&out_);
-  }
-
-  void OnReadDone(bool ok) override {
-    if (!ok) return;
-    client_.OnPulse();
-    StartRead(&pulse_);
-  }
-  void OnWriteDone(bool ok) override {
-    MutexLock lock(mu_);
-    writing_ = false;
-    broken_ = !ok;
-  }
-  void OnDone(const grpc::Status&) override {
-    MutexLock lock(mu_);
-    done_ = true;
-    changed_.NotifyAll();
-  }
-
- private:
-  Client& client_;
-  const std::unique_ptr<v1::Control::Stub> stub_;
-  grpc::ClientContext context_;
-  v1::Pulse pulse_;
-  v1::Heartbeat out_;
-  Mutex mu_;
-  CondVar changed_;
-  bool writing_ GUARDED_BY(mu_) = false;
-  bool broken_ GUARDED_BY(mu_) = false;
-  bool done_ GUARDED_BY(mu_) = false;
-};
-
 Client::Client(const ClientOptions& options)
     : options_(options), told_(static_cast<size_t>(options.join.size())) {}
 
@@ -141,27 +87,30 @@ Status Client::Attempt(int64_t deadline_ns, bool* again) {
         ": rank 0 is stopped, or something else listens there");
   }
   channel_ = *std::move(channel);
-  context_ = std::make_unique<grpc::ClientContext>();
-  stream_ = v1::Control::NewStub(channel_)->Session(context_.get());
+  auto session = std::make_unique<SessionStream>(
+      channel_, [this](const v1::ToRank& message) { Handle(message); },
+      [this](const grpc::Status& status) { Ended(status); });
   if (!options_.serves) {
     beat_channel_ = *std::move(beat_channel);
-    heartbeat_stream_ = std::make_unique<HeartbeatStream>(*this, beat_channel_);
-  }
-  {
-    MutexLock lock(write_mu_);
-    writable_ = true;
+    heartbeat_stream_ = std::make_unique<HeartbeatStream>(
+        beat_channel_, [this](const v1::Pulse&) { OnPulse(); }, [](const grpc::Status&) {});
+    heartbeat_stream_->Start(&v1::Control::Stub::async::Heartbeats);
   }
   {
     MutexLock lock(mu_);
     phase_ = Phase::kAsked;
     leaving_ = false;
   }
+  {
+    MutexLock lock(session_mu_);
+    session_ = std::move(session);
+    session_->Start(&v1::Control::Stub::async::Session);
+  }
   v1::FromRank message;
   *message.mutable_join() = options_.join;
   message.mutable_join()->set_timeout_ms(
       std::max<int64_t>(0, (deadline_ns - NowNs()) / kMillisecond));
   Write(message);
-  reader_ = std::thread(&Client::Read, this);
 
   const int64_t until = deadline_ns + kServerGraceNs;
   bool interrupted = false;
@@ -204,21 +153,10 @@ Status Client::Attempt(int64_t deadline_ns, bool* again) {
 }
 
 bool Client::Write(const v1::FromRank& message) {
-  MutexLock lock(write_mu_);
-  if (!writable_) return false;
+  MutexLock lock(session_mu_);
+  if (session_ == nullptr || !session_->Send(message)) return false;
   messages_.fetch_add(1, std::memory_order_relaxed);
-  writable_ = stream_->Write(message);
-  return writable_;
-}
-
-void Client::Read() {
-  v1::ToRank message;
-  while (stream_->Read(&message)) Handle(message);
-  {
-    MutexLock lock(write_mu_);
-    writable_ = false;
-  }
-  Ended(stream_->Finish());
+  return true;
 }
 
 void Client::Handle(const v1::ToRank& message) {
@@ -242,9 +180,8 @@ void Client::Handle(const v1::ToRank& message) {
     if (rank >= 0 && rank < options_.join.size()) options_.rank_left(rank);
   } else if (message.has_server_closing()) {
     {
-      MutexLock lock(write_mu_);
-      if (writable_) stream_->WritesDone();
-      writable_ = false;
+      MutexLock lock(session_mu_);
+      if (session_ != nullptr) session_->Close();
     }
     options_.rank_left(0);
   }
@@ -312,7 +249,11 @@ void Client::Beat() {
       silent = now - seen_ns_;
       silent_ = silent >= patience_ns();
     }
-    if (silent >= patience_ns()) return context_->TryCancel();
+    if (silent >= patience_ns()) {
+      MutexLock lock(session_mu_);
+      if (session_ != nullptr) session_->Cancel();
+      return;
+    }
     if (silent >= options_.suspect_ms * kMillisecond && !suspect) {
       options_.notice("rank 0 has been silent for " + Seconds(silent) +
                       "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));
@@ -320,7 +261,8 @@ void Client::Beat() {
     suspect = silent >= options_.suspect_ms * kMillisecond;
     heartbeat.set_progress(options_.progress());
     heartbeats_.fetch_add(1, std::memory_order_relaxed);
-    heartbeat_stream_->Send(heartbeat);
+    // While the last one is still on its way, the server hears that.
+    heartbeat_stream_->Send(heartbeat, /*skip=*/true);
   }
 }
 
@@ -350,17 +292,15 @@ void Client::Disconnect(bool orderly) {
     while (phase_ != Phase::kEnded && changed_.WaitUntil(mu_, At(until))) {
     }
   }
-  context_->TryCancel();
-  if (reader_.joinable()) reader_.join();
+  std::unique_ptr<SessionStream> session;
+  {
+    MutexLock lock(session_mu_);
+    session = std::move(session_);
+  }
+  session.reset();
   if (beater_.joinable()) beater_.join();
   heartbeat_stream_.reset();
   beat_channel_.reset();
-  {
-    MutexLock lock(write_mu_);
-    writable_ = false;
-    stream_.reset();
-  }
-  context_.reset();
   channel_.reset();
 }
 

@@ -15,6 +15,7 @@
 
 #include "base/mutex.h"
 #include "bluefog/v1/control.grpc.pb.h"
+#include "control/client_stream.h"
 #include "control/handshake.h"
 #include "control/socket.h"
 
@@ -26,7 +27,8 @@ struct ClientOptions {
   v1::Join join;
   bool serves = false;  ///< The server is in this process: neither can outlive the other.
   int64_t heartbeat_ms = 0, suspect_ms = 0, dead_ms = 0;
-  // From the client's two threads, failures and departures from one of them; see control_abi.h.
+  // From the client's thread and gRPC's, failures and departures from one of them; see
+  // control_abi.h.
   std::function<void(int rank, const std::string& text)> rank_failed;
   std::function<void(int rank)> rank_left;
   std::function<int64_t()> progress;
@@ -55,7 +57,8 @@ class Client {
  private:
   enum class Phase { kIdle, kAsked, kAccepted, kJoined, kEnded };
 
-  class HeartbeatStream;
+  using SessionStream = ClientStream<v1::FromRank, v1::ToRank>;
+  using HeartbeatStream = ClientStream<v1::Heartbeat, v1::Pulse>;
 
   // One attempt: OK once joined. *again: nobody serves this job yet.
   Status Attempt(int64_t deadline_ns, bool* again);
@@ -64,8 +67,7 @@ class Client {
   // interrupted.
   bool WaitForChange(Phase phase, int64_t until_ns, bool* interrupted) EXCLUDES(mu_);
   // False if the stream is over.
-  bool Write(const v1::FromRank& message) EXCLUDES(write_mu_);
-  void Read();
+  bool Write(const v1::FromRank& message) EXCLUDES(session_mu_);
   void Handle(const v1::ToRank& message);
   void Ended(const grpc::Status& status);
   void Tell(int rank, const std::string& text);
@@ -73,25 +75,23 @@ class Client {
   void Beat();
   // A silence of the server that counts as death.
   int64_t patience_ns() const;
-  /// Ends the stream (with a Leave in front if `orderly`) and both threads.
+  /// Ends the streams (the session with a Leave in front if `orderly`) and the thread.
   void Disconnect(bool orderly);
 
   const ClientOptions options_;
   ForkClosedSockets sockets_;
 
-  // Of the present attempt. Made before the threads start, dropped after they have ended.
+  // Of the present attempt. Made before the thread starts, dropped after it has ended.
   std::shared_ptr<grpc::Channel> channel_, beat_channel_;
-  std::unique_ptr<grpc::ClientContext> context_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::FromRank, v1::ToRank>> stream_;
   std::unique_ptr<HeartbeatStream> heartbeat_stream_;
-  std::thread reader_, beater_;
+  std::thread beater_;
 
-  // Of the reading thread; `addresses_` is everybody's once the phase is kJoined.
+  // Of the session's callbacks; `addresses_` is everybody's once the phase is kJoined.
   std::vector<std::string> addresses_;
   std::vector<bool> told_;  // By rank: its failure was reported.
 
-  Mutex write_mu_;  // Never held together with mu_.
-  bool writable_ GUARDED_BY(write_mu_) = false;
+  Mutex session_mu_;  // Never held together with mu_.
+  std::unique_ptr<SessionStream> session_ GUARDED_BY(session_mu_);
 
   Mutex mu_;
   CondVar changed_;

@@ -131,7 +131,8 @@ StatusOr<int> Dial(const std::string& coordinator, const Caller& caller, int64_t
   StatusOr<Endpoint> endpoint = ResolveEndpoint(coordinator);
   if (!endpoint.ok()) return endpoint.status();
   if (Status s = CheckExposure(*endpoint, coordinator, !caller.token.empty()); !s.ok()) return s;
-  const int64_t left_ms = std::clamp<int64_t>((deadline_ns - NowNs()) / kMillisecond, 1, kConnectMs);
+  const int64_t left_ms =
+      std::clamp<int64_t>((deadline_ns - NowNs()) / kMillisecond, 1, kConnectMs);
   StatusOr<int> fd = ConnectTo(*endpoint, static_cast<int>(left_ms));
   if (!fd.ok()) return fd;
   if (Status s = Greet(Wire(*fd, deadline_ns, interrupted), caller); !s.ok()) {
@@ -196,10 +197,9 @@ Reception::Result Reception::Answer() {
     wrong_token_ = true;
     status = absl::UnauthenticatedError(kTokenRefused);
   } else if (caller_job_ != job_id_) {
-    status = absl::FailedPreconditionError("it serves job '" + job_id_ + "' and " +
-                                           (rank_ < 0 ? "this launcher" : "this rank") +
-                                           " belongs to job '" + caller_job_ +
-                                           "': give every job its own BLUEFOG_COORDINATOR");
+    status = absl::FailedPreconditionError(
+        "it serves job '" + job_id_ + "' and " + (rank_ < 0 ? "this launcher" : "this rank") +
+        " belongs to job '" + caller_job_ + "': give every job its own BLUEFOG_COORDINATOR");
   }
   std::string verdict;
   Append(verdict, static_cast<uint64_t>(status.code()), 1);

@@ -156,14 +156,14 @@ TEST_P(Hostile, WhatIsNoHandshakeIsClosedAtOnce) {
 }
 
 TEST_P(Hostile, AProofThatIsWrongOrTooLongAgo) {
-  for (const Caller& caller : {Caller{"job", 1, RandomBytes(kTokenBytes).value()},
-                               Caller{"job", 1, token_ + "x"}}) {
+  for (const Caller& caller :
+       {Caller{"job", 1, RandomBytes(kTokenBytes).value()}, Caller{"job", 1, token_ + "x"}}) {
     EXPECT_EQ(Dial(coordinator_, caller, NowNs() + kLongNs, never).status().code(),
               absl::StatusCode::kUnauthenticated);
   }
   // What was heard on one connection does not open another: the nonce differs.
-  const std::string hello = "BFCTRL01" + std::string(kNonceBytes, 'n') +
-                            std::string("\x01\0\0\0\x03\0job", 9);
+  const std::string hello =
+      "BFCTRL01" + std::string(kNonceBytes, 'n') + std::string("\x01\0\0\0\x03\0job", 9);
   std::string nonces[2];
   for (std::string& nonce : nonces) {
     Raw raw(coordinator_);

@@ -86,7 +86,8 @@ class Rank {
   }
   bool WaitForLeft(int rank) {
     std::unique_lock lock(mu_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(kLong), [&] { return left_.contains(rank); });
+    return changed_.wait_for(lock, std::chrono::milliseconds(kLong),
+                             [&] { return left_.contains(rank); });
   }
   /// Until its Join waits for something.
   void WaitForWaiting() {
