@@ -40,11 +40,11 @@ int Threads() {
   return n;
 }
 
-Result JoinAs(int first, int last, const Place& job, int go) {
+// Reports to `results`, and leaves the job when all have joined: at the end of `done`.
+bool JoinAs(int first, int last, const Place& job, int go, int results, int done) {
   Config config;
   config.component_dir = COMPONENT_DIR;
   config.join_timeout_ms = 120'000;
-  if (const char* ms = getenv("DEAD_MS")) config.dead_ms = config.suspect_ms = atoi(ms);
   std::vector<std::unique_ptr<Membership>> members(static_cast<size_t>(last - first));
   std::vector<std::thread> threads;
   for (int rank = first; rank < last; ++rank) {
@@ -71,6 +71,9 @@ Result JoinAs(int first, int last, const Place& job, int go) {
   result.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1'000'000 +
                   usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
   result.peak_kib = usage.ru_maxrss;
+  if (write(results, &result, sizeof(result)) != sizeof(result)) return false;
+  char byte;
+  if (read(done, &byte, 1) != 0) return false;
   for (auto& member : members) {
     threads.emplace_back();
     if (member != nullptr) threads.back() = std::thread([&member] { member->Leave(); });
@@ -78,7 +81,7 @@ Result JoinAs(int first, int last, const Place& job, int go) {
   for (std::thread& thread : threads) {
     if (thread.joinable()) thread.join();
   }
-  return result;
+  return true;
 }
 
 int Main(int ranks, int processes) {
@@ -87,17 +90,16 @@ int Main(int ranks, int processes) {
   job.job_id = "join-" + std::to_string(getpid());
   job.coordinator = "127.0.0.1:" + std::to_string(FreePort().value());
   job.token = RandomBytes(kTokenBytes).value();
-  int go[2], results[2];
-  if (pipe(go) != 0 || pipe(results) != 0) return 1;
+  int go[2], results[2], done[2];
+  if (pipe(go) != 0 || pipe(results) != 0 || pipe(done) != 0) return 1;
   const int each = (ranks - 1 + processes - 1) / processes;
   for (int p = 0; p <= processes; ++p) {
     const int first = p == 0 ? 0 : 1 + (p - 1) * each;
     const int last = p == 0 ? 1 : std::min(ranks, first + each);
     if (fork() == 0) {
       close(go[1]);
-      const Result result = JoinAs(first, last, job, go[0]);
-      if (write(results[1], &result, sizeof(result)) != sizeof(result)) _exit(1);
-      _exit(0);
+      close(done[1]);
+      _exit(JoinAs(first, last, job, go[0], results[1], done[0]) ? 0 : 1);
     }
   }
   const int64_t start = NowNs();
@@ -110,6 +112,7 @@ int Main(int ranks, int processes) {
     all.end_ns = std::max(all.end_ns, one.end_ns);
     if (one.serves) server = one;
   }
+  close(done[1]);
   while (wait(nullptr) > 0) {
   }
   printf(
