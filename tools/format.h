@@ -44,6 +44,16 @@ inline std::string FormatWeight(double weight) {
   return fmt::format("{:.6g}", weight);
 }
 
+/// As a shell takes it for one word.
+inline std::string ShellWord(const std::string& word) {
+  const size_t strange = word.find_first_not_of(
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_");
+  if (!word.empty() && strange == std::string::npos) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
 /// Columns on the screen: UTF-8 continuation bytes take none.
 inline size_t Width(const std::string& text) {
   size_t width = 0;

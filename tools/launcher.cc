@@ -1,26 +1,27 @@
 #include "launcher.h"
 
-#include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <filesystem>
 #include <optional>
+#include <string_view>
 
+#include "agent.h"
 #include "base/clock.h"
-#include "base/leave_note.h"
-#include "base/port.h"
+#include "children.h"
+#include "output.h"
+#include "signals.h"
+
+extern char** environ;
 
 namespace bluefog::tools {
 namespace {
@@ -28,294 +29,316 @@ namespace {
 constexpr int64_t kSecondNs = 1'000'000'000;
 constexpr int64_t kGraceNs = 3 * kSecondNs;  // To fail by themselves, with an error that says why.
 constexpr int64_t kVerdictNs = kSecondNs;    // For the rank that left first to end, too.
-constexpr int64_t kTermNs = 2 * kSecondNs;   // From SIGTERM to SIGKILL.
-constexpr size_t kMaxLine = 64 << 10;        // A longer line comes in pieces.
+constexpr int64_t kNewsNs = kSecondNs / 5;   // For what happened before on other hosts.
+constexpr int64_t kTermNs = kTermSeconds * kSecondNs;
+constexpr int64_t kFarewellNs = 5 * kSecondNs;  // For agents whose ranks have ended.
+constexpr int64_t kAliveNs = 2 * kSecondNs;
+constexpr int kGiveUp = NSIG;  // After SIGKILL: hosts that do not answer.
+constexpr int kHostFailed = 255;
 
-std::string SignalName(int signal) {
-  const char* name = sigabbrev_np(signal);
-  return name == nullptr ? "signal " + std::to_string(signal) : std::string("SIG") + name;
+std::string RandomBytes(size_t count) {
+  std::string bytes(count, '\0');
+  [[maybe_unused]] const ssize_t n = getrandom(bytes.data(), bytes.size(), 0);
+  return bytes;
 }
 
-/// Our own standard output and error, in order and piece by piece. No write waits: a pager may not
-/// read for hours, and signals want an answer meanwhile.
-class Output {
- public:
-  void Add(int fd, std::string text) {
-    if (text.empty()) return;
-    bytes_ += text.size();
-    pieces_.push_back({fd, std::move(text)});
+std::string Hex(const std::string& bytes) {
+  std::string text;
+  for (const char byte : bytes) {
+    text += "0123456789abcdef"[static_cast<unsigned char>(byte) >> 4];
+    text += "0123456789abcdef"[byte & 15];
   }
-  bool empty() const { return pieces_.empty(); }
-  // Nothing more should be added.
-  bool full() const { return bytes_ >= kMaxLine; }
-  // Where the first piece goes.
-  int fd() const { return pieces_.front().fd; }
+  return text;
+}
 
-  // Writes what goes at once. False if a reader is gone; what is for it is dropped.
-  bool Flush() {
-    bool all_read = true;
-    while (!pieces_.empty()) {
-      const auto& [fd, text] = pieces_.front();
-      pollfd ready = {fd, POLLOUT, 0};
-      if (poll(&ready, 1, 0) == 0) break;
-      // A pipe that has room at all has it for so much.
-      const size_t most = std::min<size_t>(text.size() - done_, PIPE_BUF);
-      const ssize_t n = write(fd, text.data() + done_, most);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0 && errno == EAGAIN) break;
-      if (n < 0) {
-        all_read = false;
-        const int gone = fd;
-        std::erase_if(pieces_, [gone](const Piece& piece) { return piece.fd == gone; });
-        bytes_ = done_ = 0;
-        for (const Piece& piece : pieces_) bytes_ += piece.text.size();
-        continue;
-      }
-      done_ += static_cast<size_t>(n);
-      if (done_ < text.size()) continue;
-      bytes_ -= text.size();
-      done_ = 0;
-      pieces_.pop_front();
-    }
-    return all_read;
-  }
-
- private:
-  struct Piece {
-    int fd;
-    std::string text;
-  };
-  std::deque<Piece> pieces_;
-  size_t bytes_ = 0, done_ = 0;  // Of all; of the first, written.
-};
-
-/// One output stream of one rank: whole lines go on, with the tag in front.
-struct Stream {
-  int from = -1;  // The pipe; -1 once it ended.
-  int to = -1;
-  std::string tag, pending;
-
-  void Forward(Output& output, bool at_end) {
-    std::string out;
-    size_t begin = 0;
-    for (size_t i = 0; i < pending.size(); ++i) {
-      // A lone carriage return ends a line, too: progress bars.
-      const bool end = pending[i] == '\n' ||
-                       (pending[i] == '\r' && i + 1 < pending.size() && pending[i + 1] != '\n');
-      if (!end) continue;
-      out += tag + pending.substr(begin, i + 1 - begin);
-      begin = i + 1;
-    }
-    pending.erase(0, begin);
-    if (!pending.empty() && (at_end || pending.size() >= kMaxLine)) {
-      out += tag + pending + "\n";
-      pending.clear();
-    }
-    output.Add(to, std::move(out));
-  }
-
-  // Takes what lies in the pipe, as far as there is room.
-  void Drain(Output& output) {
-    std::array<char, 64 << 10> bytes;
-    while (from >= 0 && !output.full()) {
-      const ssize_t n = read(from, bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0 && errno == EAGAIN) return Forward(output, false);
-      if (n <= 0) {
-        close(from);
-        from = -1;
-        return Forward(output, true);
-      }
-      pending.append(bytes.data(), static_cast<size_t>(n));
-      Forward(output, false);
-    }
-  }
-};
+std::string Count(int n, const std::string& what) {
+  return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
 
 struct Rank {
-  pid_t pid = -1;  // Also its session and process group.
-  bool ended = false;
-  int code = 0;     // Of the end; 128 + signal.
-  std::string how;  // It failed, in words; else empty.
-  Stream out, err;
+  bool running = false;
+  int code = 0;       // Of the end; 128 + signal.
+  std::string how;    // It failed, in words; else empty.
+  std::string place;  // " on host", if there are several.
 };
 
 class Launcher {
  public:
   explicit Launcher(const LaunchOptions& options)
-      : options_(options), ranks_(static_cast<size_t>(options.ranks)), left_(options.job_id) {}
+      : options_(options), ranks_(static_cast<size_t>(options.ranks)) {}
 
   int Run() {
-    signal(SIGPIPE, SIG_IGN);
-    sigset_t taken;
-    sigemptyset(&taken);
-    for (int s : {SIGCHLD, SIGINT, SIGTERM, SIGHUP}) {
-      // What was ignored at the start stays so: SIGHUP by nohup, SIGINT by a script's `command &`.
-      struct sigaction inherited {};
-      sigaction(s, nullptr, &inherited);
-      if (s == SIGCHLD || inherited.sa_handler != SIG_IGN) sigaddset(&taken, s);
+    if (Status s = MakeLinks(); !s.ok()) {
+      Say(std::string(s.message()));
+      output_.Flush();
+      return kHostFailed;
     }
-    sigprocmask(SIG_BLOCK, &taken, &inherited_mask_);
-    signals_ = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
-    for (int r = 0; r < options_.ranks && !exit_code_; ++r) {
-      if (const int error = Start(r); error != 0) {
-        Say("cannot start rank " + std::to_string(r) + ", '" + options_.command[0] +
-            "': " + (error == ENOENT ? "command not found" : std::strerror(error)));
-        exit_code_ = error == ENOENT ? 127 : 126;
-        Stop(SIGKILL);
+    signals_ = TakeSignals({SIGCHLD, SIGINT, SIGTERM, SIGHUP, SIGTSTP}, &inherited_mask_);
+    for (const bool local : {true, false}) {
+      for (AgentLink& link : links_) {
+        if (link.host.local != local) continue;
+        if (const int error = link.Open(inherited_mask_); error != 0) {
+          CannotStart(link, link.host.first, error);
+        }
       }
     }
-    while (!AllEnded()) Turn();
+    while ((!started_ && !exit_code_) || AnyRunning()) Turn();
     Judge();
     End();
     return exit_code_.value_or(0);
   }
 
  private:
-  // 0, or the errno that kept the rank from starting.
-  int Start(int r) {
-    Rank& rank = ranks_[static_cast<size_t>(r)];
-    int out[2] = {-1, -1}, err[2] = {-1, -1}, failure[2];
-    if (pipe2(failure, O_CLOEXEC) != 0) return errno;
-    if (options_.tag) {
-      if (pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0) return errno;
-      const std::string tag = "[" + std::to_string(r) + "] ";
-      rank.out = {out[0], STDOUT_FILENO, tag, ""};
-      rank.err = {err[0], STDERR_FILENO, tag, ""};
-      for (int fd : {out[0], err[0]}) fcntl(fd, F_SETFL, O_NONBLOCK);
+  Status MakeLinks() {
+    std::vector<HostRanks> hosts = options_.hosts;
+    if (hosts.empty()) {
+      hosts.push_back({.name = "",
+                       .local = true,
+                       .slots = options_.ranks,
+                       .first = 0,
+                       .count = options_.ranks});
     }
-    const pid_t parent = getpid();
-    const pid_t pid = fork();
-    if (pid == 0) Become(r, parent, out[1], err[1], failure[1]);
-    int error = pid < 0 ? errno : 0;
-    for (int fd : {out[1], err[1], failure[1]}) {
-      if (fd >= 0) close(fd);
+    const bool named = hosts.size() > 1 || !hosts[0].local;
+    HostJob job;
+    job.job_id = Hex(RandomBytes(16));
+    job.token = RandomBytes(32);
+    job.size = options_.ranks;
+    job.command = options_.command;
+    job.tag = options_.tag;
+    if (named) {
+      std::error_code error;
+      job.cwd = options_.cwd.empty() ? std::filesystem::current_path(error).string() : options_.cwd;
+    } else {
+      job.cwd = options_.cwd;
     }
-    // The pipe closes when the command runs.
-    if (pid > 0 && read(failure[0], &error, sizeof(error)) == sizeof(error)) {
-      waitpid(pid, nullptr, 0);
-    } else if (pid > 0) {
-      rank.pid = pid;
+    const char* path = std::getenv("PATH");
+    if (FindProgram(job.command[0], path == nullptr ? "" : path, &job.program) != 0 ||
+        !job.program.starts_with('/')) {
+      job.program.clear();
     }
-    close(failure[0]);
-    return error;
+    if (options_.coordinator.find_last_of(":]") != std::string::npos &&
+        options_.coordinator[options_.coordinator.find_last_of(":]")] == ':') {
+      coordinator_ = options_.coordinator;
+    }
+    for (const HostRanks& host : hosts) {
+      HostJob here = job;
+      here.first_rank = host.first;
+      here.ranks = host.count;
+      if (named && options_.verbose) here.tag_suffix = "@" + host.name;
+      if (host.local) {
+        here.inherit = !options_.tag;
+      } else {
+        here.env = OwnSettings();
+      }
+      here.env.insert(here.env.end(), options_.env.begin(), options_.env.end());
+      if (host.first == 0 && coordinator_.empty()) {
+        StatusOr<std::string> name = CoordinatorHost(options_);
+        if (!name.ok()) return name.status();
+        here.coordinator_host = *name;
+        here.choose_host = options_.coordinator.empty() && !host.local && hosts.size() > 1;
+      }
+      for (int r = host.first; named && r < host.first + host.count; ++r) {
+        ranks_[static_cast<size_t>(r)].place = " on " + host.name;
+      }
+      links_.emplace_back(host, std::move(here), options_.ssh);
+    }
+    job_id_ = job.job_id;
+    start_by_ns_ = NowNs() + options_.start_timeout_s * kSecondNs;
+    return absl::OkStatus();
   }
 
-  [[noreturn]] void Become(int r, pid_t parent, int out, int err, int failure) {
-    setsid();  // A group of its own: what the rank starts ends with it.
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(1);  // It died before the line above.
-    signal(SIGPIPE, SIG_DFL);
-    signal(SIGINT, SIG_DFL);  // It is how the launcher asks a rank to end.
-    sigprocmask(SIG_SETMASK, &inherited_mask_, nullptr);
-    if (out >= 0) dup2(out, STDOUT_FILENO);
-    if (err >= 0) dup2(err, STDERR_FILENO);
-    if (r != 0) {
-      const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-      if (null >= 0) dup2(null, STDIN_FILENO);
+  // bluefog's own settings are equal on all hosts; all else goes there only if it was named.
+  static std::vector<std::pair<std::string, std::string>> OwnSettings() {
+    std::vector<std::pair<std::string, std::string>> settings;
+    for (char** e = environ; *e != nullptr; ++e) {
+      const std::string_view text(*e);
+      const size_t equals = text.find('=');
+      if (!text.starts_with("BLUEFOG_") || equals == std::string_view::npos) continue;
+      settings.emplace_back(text.substr(0, equals), text.substr(equals + 1));
     }
-    const std::string rank = std::to_string(r), size = std::to_string(options_.ranks);
-    for (const auto& [name, value] : options_.env) setenv(name.c_str(), value.c_str(), 1);
-    for (const char* name : {"BLUEFOG_RANK", "BLUEFOG_LOCAL_RANK", "OMPI_COMM_WORLD_RANK"}) {
-      setenv(name, rank.c_str(), 1);
-    }
-    for (const char* name : {"BLUEFOG_SIZE", "BLUEFOG_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"}) {
-      setenv(name, size.c_str(), 1);
-    }
-    setenv("BLUEFOG_JOB_ID", options_.job_id.c_str(), 1);
-    setenv("BLUEFOG_COORDINATOR", options_.coordinator.c_str(), 1);
-    std::vector<char*> argv;
-    for (const std::string& word : options_.command)
-      argv.push_back(const_cast<char*>(word.c_str()));
-    argv.push_back(nullptr);
-    execvp(argv[0], argv.data());
-    const int error = errno;
-    [[maybe_unused]] const ssize_t n = write(failure, &error, sizeof(error));
-    _exit(127);
+    return settings;
   }
 
   // Waits for whatever comes next and handles it.
   void Turn() {
     std::vector<pollfd> fds = {{signals_, POLLIN, 0}};
-    std::vector<Stream*> streams;
-    for (Rank& rank : ranks_) {
-      for (Stream* stream : {&rank.out, &rank.err}) {
-        if (stream->from < 0 || output_.full()) continue;
-        fds.push_back({stream->from, POLLIN, 0});
-        streams.push_back(stream);
-      }
-    }
-    fds.push_back({left_.fd(), POLLIN, 0});
+    for (const AgentLink& link : links_) link.AddTo(fds, true);
     if (!output_.empty()) fds.push_back({output_.fd(), POLLOUT, 0});
-    int timeout_ms = -1;
-    if (next_signal_ != 0) {
-      timeout_ms = static_cast<int>(std::max<int64_t>(0, (due_ns_ - NowNs()) / 1'000'000 + 1));
-    }
-    if (first_failure_ns_ != 0 && !exit_code_) timeout_ms = 20;
-    poll(fds.data(), fds.size(), timeout_ms);
-    for (size_t i = 0; i < streams.size(); ++i) {
-      if (fds[i + 1].revents != 0) streams[i]->Drain(output_);
-    }
-    left_.ranks();
+    int64_t due_ns = NowNs() + kAliveNs;
+    if (next_signal_ != 0) due_ns = std::min(due_ns, due_ns_);
+    if (!started_) due_ns = std::min(due_ns, start_by_ns_);
+    int64_t wait_ms = std::max<int64_t>(0, (due_ns - NowNs()) / 1'000'000 + 1);
+    if (first_failure_ns_ != 0 && !exit_code_) wait_ms = std::min<int64_t>(wait_ms, 20);
+    poll(fds.data(), fds.size(), static_cast<int>(wait_ms));
+    Listen(true);
     signalfd_siginfo info;
     while (read(signals_, &info, sizeof(info)) == sizeof(info)) {
-      if (info.ssi_signo != SIGCHLD) Interrupted(static_cast<int>(info.ssi_signo));
+      if (info.ssi_signo == SIGTSTP) Suspend();
+      if (info.ssi_signo != SIGCHLD && info.ssi_signo != SIGTSTP) {
+        Interrupted(static_cast<int>(info.ssi_signo));
+      }
     }
-    LookForEnded();
+    if (!started_ && !exit_code_ && NowNs() >= start_by_ns_) TooLate();
+    if (NowNs() >= alive_at_ns_) SayAlive(true);
     Judge();
     if (next_signal_ != 0 && NowNs() >= due_ns_) Stop(next_signal_);
     if (!output_.Flush()) ReaderGone();
+    if (output_.full() != hold_ && (output_.full() || output_.empty())) {
+      hold_ = !hold_;
+      for (AgentLink& link : links_) link.Send(FrameKind::kHold, hold_ ? 1 : 0);
+    }
   }
 
-  void Say(const std::string& text) { output_.Add(STDERR_FILENO, "bluefog run: " + text + "\n"); }
-
-  void LookForEnded() {
-    for (size_t r = 0; r < ranks_.size(); ++r) {
-      Rank& rank = ranks_[r];
-      siginfo_t info = {};
-      // Left as a zombie to the end: so its group's number cannot become somebody else's.
-      if (rank.pid < 0 || rank.ended ||
-          waitid(P_PID, static_cast<id_t>(rank.pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
-          info.si_pid == 0) {
-        continue;
-      }
-      rank.ended = true;
-      for (Stream* stream : {&rank.out, &rank.err}) stream->Drain(output_);
-      const bool killed = info.si_code != CLD_EXITED;
-      if (!killed && info.si_status == 0) continue;
-      rank.code = killed ? 128 + info.si_status : info.si_status;
-      rank.how = "rank " + std::to_string(r) +
-                 (killed ? " was killed by " + SignalName(info.si_status)
-                         : " failed with exit code " + std::to_string(info.si_status));
-      if (exit_code_) {
-        if (options_.verbose) Say(rank.how);
-        continue;
-      }
-      failed_.push_back(static_cast<int>(r));
-      if (first_failure_ns_ == 0) first_failure_ns_ = NowNs();
+  void Listen(bool read) {
+    const LineSink lines = {[this](int fd, std::string text) { output_.Add(fd, std::move(text)); },
+                            [this] { return output_.full(); }};
+    for (AgentLink& link : links_) {
+      const bool over = link.Turn(
+          read, [&](const Frame& frame) { OnFrame(link, frame); }, lines);
+      if (over && !ending_) Lost(link);
     }
+  }
+
+  void OnFrame(AgentLink& link, const Frame& frame) {
+    const HostRanks& host = link.host;
+    const bool has_rank = frame.rank >= 0 && frame.rank < options_.ranks;
+    switch (frame.kind) {
+      case FrameKind::kReady:
+        return OnReady(link, frame.text);
+      case FrameKind::kOutput:
+        return output_.Add(frame.value == STDERR_FILENO ? STDERR_FILENO : STDOUT_FILENO,
+                           frame.text);
+      case FrameKind::kLeft:
+        if (!has_rank) return;
+        std::erase(left_, frame.rank);  // It came back meanwhile.
+        left_.push_back(frame.rank);
+        return;
+      case FrameKind::kFailed:
+        for (int r = std::max(frame.rank, host.first); r < host.first + host.count; ++r) {
+          ranks_[static_cast<size_t>(r)].running = false;
+        }
+        if (has_rank) CannotStart(link, frame.rank, frame.value);
+        return;
+      case FrameKind::kEnded:
+        if (has_rank) OnEnded(frame.rank, frame.value);
+        return;
+      default:
+        return;
+    }
+  }
+
+  void OnReady(AgentLink& link, const std::string& text) {
+    if (exit_code_ || link.phase != AgentLink::Phase::kPreparing) return;
+    link.phase = AgentLink::Phase::kReady;
+    StatusOr<HostReady> ready = UnpackReady(text);
+    if (ready.ok()) link.ready = *std::move(ready);
+    if (link.ready.error != 0) return CannotStart(link, link.host.first, link.ready.error);
+    if (!link.ready.coordinator.empty()) coordinator_ = link.ready.coordinator;
+    const bool all = std::all_of(links_.begin(), links_.end(), [](const AgentLink& other) {
+      return other.phase == AgentLink::Phase::kReady;
+    });
+    if (!all) return;
+    started_ = true;
+    for (Rank& rank : ranks_) rank.running = true;
+    for (AgentLink& other : links_) other.Send(FrameKind::kStart, 0, coordinator_);
+    if (!options_.verbose) return;
+    Say(Count(options_.ranks, "rank") + " on " +
+        (links_.front().host.name.empty() ? "this host"
+                                          : Count(static_cast<int>(links_.size()), "host")) +
+        ", job " + job_id_ + ", control plane at " + coordinator_);
+    SayPrograms();
+  }
+
+  // The same word may mean another program on another host.
+  void SayPrograms() {
+    if (links_.size() < 2) return;
+    std::string text;
+    for (const AgentLink& link : links_) {
+      text += (text.empty() ? "" : ", ") + link.ready.program + " on " + link.host.name;
+    }
+    Say("'" + options_.command[0] + "' is " + text);
+  }
+
+  bool ProgramsDiffer() const {
+    return std::any_of(links_.begin(), links_.end(), [&](const AgentLink& link) {
+      return link.ready.program != links_.front().ready.program;
+    });
+  }
+
+  void CannotStart(const AgentLink& link, int rank, int error) {
+    if (exit_code_) return;
+    const std::string& problem = link.ready.problem;
+    const std::string what = problem.empty() ? "'" + options_.command[0] + "'" : problem;
+    Say("cannot start rank " + Name(rank) + ", " + what + ": " +
+        (error == ENOENT && problem.empty() ? "command not found" : std::strerror(error)) +
+        (problem.starts_with("the folder") ? "; --cwd names another" : ""));
+    exit_code_ = error == ENOENT && problem.empty() ? 127 : 126;
+    if (started_) Stop(SIGKILL);
+  }
+
+  void Lost(const AgentLink& link) {
+    const HostRanks& host = link.host;
+    if (!started_) {
+      if (!exit_code_) Say(link.Explain());
+      if (!exit_code_) exit_code_ = kHostFailed;
+      return;
+    }
+    int first = -1;
+    for (int r = host.first + host.count - 1; r >= host.first; --r) {
+      if (ranks_[static_cast<size_t>(r)].running) first = r;
+    }
+    if (first < 0) return;
+    for (int r = first; r < host.first + host.count; ++r) {
+      ranks_[static_cast<size_t>(r)].running = false;
+    }
+    ranks_[static_cast<size_t>(first)].code = kHostFailed;
+    ranks_[static_cast<size_t>(first)].how = link.Explain() + ", and with it " +
+                                             Count(host.count, "rank") + " from rank " +
+                                             std::to_string(first) + " on";
+    OnFailed(first, /*always_say=*/true);
+  }
+
+  void OnEnded(int r, int value) {
+    Rank& rank = ranks_[static_cast<size_t>(r)];
+    if (!rank.running) return;
+    rank.running = false;
+    if (value == 0) return;
+    rank.code = value < 0 ? 128 - value : value;
+    rank.how = "rank " + Name(r) +
+               (value < 0 ? " was killed by " + SignalName(-value)
+                          : " failed with exit code " + std::to_string(value));
+    OnFailed(r, options_.verbose);
+  }
+
+  void OnFailed(int r, bool always_say) {
+    if (exit_code_) {
+      if (always_say) Say(ranks_[static_cast<size_t>(r)].how);
+      return;
+    }
+    failed_.push_back(r);
+    if (first_failure_ns_ == 0) first_failure_ns_ = NowNs();
   }
 
   // Which failure is the cause? That of a rank which ended without leaving the job; else that of
   // the one that left first: the others could fail because it left, and may have ended before it.
   void Judge() {
     if (failed_.empty() || exit_code_) return;
-    const std::vector<int>& left = left_.ranks();
-    const auto has_left = [&](int r) { return std::count(left.begin(), left.end(), r) > 0; };
+    const int64_t since_ns = NowNs() - first_failure_ns_;
+    if (links_.size() > 1 && AnyRunning() && since_ns < kNewsNs) return;
     int cause = -1;
     for (const int r : failed_) {
-      if (cause < 0 && !has_left(r)) cause = r;
+      if (cause < 0 && std::count(left_.begin(), left_.end(), r) == 0) cause = r;
     }
-    const bool late = NowNs() - first_failure_ns_ >= kVerdictNs;
-    for (const int r : left) {
-      if (cause >= 0 || r < 0 || r >= options_.ranks) continue;
+    for (const int r : left_) {
       const Rank& rank = ranks_[static_cast<size_t>(r)];
-      if (!rank.ended && !late) return;
-      if (rank.ended && !rank.how.empty()) cause = r;
+      if (cause >= 0) break;
+      if (rank.running && since_ns < kVerdictNs) return;
+      if (!rank.running && !rank.how.empty()) cause = r;
     }
     const Rank& rank = ranks_[static_cast<size_t>(cause < 0 ? failed_.front() : cause)];
     exit_code_ = rank.code;
-    Say(rank.how + (AllEnded() ? "" : "; the others get 3 s to end by themselves"));
+    Say(rank.how + (AnyRunning() ? "; the others get 3 s to end by themselves" : ""));
+    if (!options_.verbose && ProgramsDiffer()) SayPrograms();
     for (const int r : failed_) {
       if (options_.verbose && &ranks_[static_cast<size_t>(r)] != &rank) {
         Say(ranks_[static_cast<size_t>(r)].how);
@@ -328,9 +351,33 @@ class Launcher {
     if (interrupted_) return Stop(SIGKILL);  // Asked twice: at once.
     interrupted_ = true;
     exit_code_ = 128 + signal;
+    if (!started_) return Say("got " + SignalName(signal) + " before the ranks were started");
     Say("got " + SignalName(signal) + ", passing SIGINT on to the ranks");
-    KillAll(SIGINT);
+    SendAll(FrameKind::kSignal, SIGINT);
     Schedule(SIGTERM, kGraceNs);
+  }
+
+  // Ctrl-Z. The ranks go on; agents on other hosts must not take the silence for our end.
+  void Suspend() {
+    SayAlive(false);
+    kill(getpid(), SIGSTOP);
+    SayAlive(true);
+  }
+
+  void SayAlive(bool there) {
+    for (AgentLink& link : links_) link.SendAlive(there);
+    alive_at_ns_ = NowNs() + kAliveNs;
+  }
+
+  void TooLate() {
+    for (const AgentLink& link : links_) {
+      if (link.phase == AgentLink::Phase::kReady) continue;
+      Say(link.host.name + " was not ready within " + std::to_string(options_.start_timeout_s) +
+          " s (--start-timeout): " +
+          (link.phase == AgentLink::Phase::kConnecting ? "it did not answer over ssh"
+                                                       : "its agent did not answer"));
+    }
+    exit_code_ = kHostFailed;
   }
 
   void ReaderGone() {
@@ -346,95 +393,111 @@ class Launcher {
 
   // Sends `signal` to what still runs; SIGKILL follows SIGTERM.
   void Stop(int signal) {
+    next_signal_ = 0;
+    if (signal == kGiveUp) return GiveUp();
     std::string left;
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      if (ranks_[r].pid > 0 && !ranks_[r].ended)
-        left += (left.empty() ? "" : ", ") + std::to_string(r);
+      if (ranks_[r].running) left += (left.empty() ? "" : ", ") + std::to_string(r);
     }
     if (!left.empty()) Say(SignalName(signal) + " to the ranks that still run: " + left);
-    KillAll(signal);
-    next_signal_ = 0;
-    if (signal == SIGTERM) Schedule(SIGKILL, kTermNs);
+    SendAll(FrameKind::kSignal, signal);
+    Schedule(signal == SIGTERM ? SIGKILL : kGiveUp, kTermNs);
   }
 
-  void KillAll(int signal) {
-    for (const Rank& rank : ranks_) {
-      if (rank.pid > 0) kill(-rank.pid, signal);
-    }
-  }
-
-  bool AllEnded() const {
-    return std::all_of(ranks_.begin(), ranks_.end(),
-                       [](const Rank& rank) { return rank.pid < 0 || rank.ended; });
-  }
-
-  // All ranks have ended: nothing they started stays.
-  void End() {
-    KillAll(SIGKILL);
-    for (Rank& rank : ranks_) {
-      if (rank.pid > 0) waitpid(rank.pid, nullptr, 0);
-      for (Stream* stream : {&rank.out, &rank.err}) {
-        for (stream->Drain(output_); output_.full(); stream->Drain(output_)) {
-          if (!FlushAll()) return;
-        }
-        if (stream->from >= 0) stream->Forward(output_, true);
+  void GiveUp() {
+    for (const AgentLink& link : links_) {
+      if (link.host.local) continue;
+      bool running = false;
+      for (int r = link.host.first; r < link.host.first + link.host.count; ++r) {
+        running |= std::exchange(ranks_[static_cast<size_t>(r)].running, false);
       }
+      if (!running) continue;
+      Say(link.host.name +
+          " does not answer; ranks there are ended by their agent, at the latest "
+          "when it has heard nothing for " +
+          std::to_string(options_.ssh.lost_after_s) + " s");
     }
-    FlushAll();
   }
 
-  // False if the reader took too long after a Ctrl-C, or one came while it was waited for.
-  bool FlushAll() {
+  void SendAll(FrameKind kind, int value) {
+    for (AgentLink& link : links_) link.Send(kind, value);
+  }
+
+  bool AnyRunning() const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [](const Rank& rank) { return rank.running; });
+  }
+
+  std::string Name(int rank) const {
+    return std::to_string(rank) + ranks_[static_cast<size_t>(rank)].place;
+  }
+
+  void Say(const std::string& text) { output_.Add(STDERR_FILENO, "bluefog run: " + text + "\n"); }
+
+  // All ranks have ended. Agents end what those started, send the last output and end, too. After a
+  // Ctrl-C nobody waits long for a reader.
+  void End() {
+    ending_ = true;
+    for (AgentLink& link : links_) link.Close();
+    int64_t moved_ns = NowNs();
+    size_t waiting = 0;
     while (true) {
+      const bool read = !output_.full();
+      Listen(read);
       if (!output_.Flush() && !exit_code_) exit_code_ = 128 + SIGPIPE;
-      if (output_.empty()) return true;
-      pollfd fds[] = {{output_.fd(), POLLOUT, 0}, {signals_, POLLIN, 0}};
-      if (poll(fds, 2, interrupted_ ? 1000 : -1) == 0) return false;
+      const bool over = std::all_of(links_.begin(), links_.end(),
+                                    [](const AgentLink& link) { return link.over(); });
+      if (over && output_.empty()) return;
+      if (output_.waiting() != std::exchange(waiting, output_.waiting())) moved_ns = NowNs();
+      const int64_t patience_ns = output_.empty() ? kFarewellNs : interrupted_ ? kSecondNs : 0;
+      if (patience_ns != 0 && NowNs() - moved_ns > patience_ns) return;
+      std::vector<pollfd> fds = {{signals_, POLLIN, 0}};
+      for (const AgentLink& link : links_) link.AddTo(fds, read);
+      if (!output_.empty()) fds.push_back({output_.fd(), POLLOUT, 0});
+      poll(fds.data(), fds.size(), patience_ns == 0 ? -1 : 100);
       signalfd_siginfo info;
-      while (read(signals_, &info, sizeof(info)) == sizeof(info)) {
-        if (info.ssi_signo == SIGCHLD) continue;
+      while (::read(signals_, &info, sizeof(info)) == sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD || info.ssi_signo == SIGTSTP) continue;
         if (!exit_code_) exit_code_ = 128 + static_cast<int>(info.ssi_signo);
-        return false;
+        return;
       }
     }
   }
 
   const LaunchOptions& options_;
+  std::string job_id_, coordinator_;
   std::vector<Rank> ranks_;
-  sigset_t inherited_mask_;
+  std::deque<AgentLink> links_;  // One a host.
+  sigset_t inherited_mask_ = {};
   int signals_ = -1;
   Output output_;
   std::optional<int> exit_code_;  // Set by what ended the job first.
-  LeaveNotes left_;
+  std::vector<int> left_;         // Ranks, in the order in which they left the job.
   std::vector<int>
       failed_;  // Ranks, in the order of their ends, until one is found to be the cause.
   int64_t first_failure_ns_ = 0;
-  bool interrupted_ = false;
+  bool started_ = false;  // All hosts were ready.
+  bool interrupted_ = false, ending_ = false;
+  bool hold_ = false;    // Agents keep output back: our reader does not keep up.
   int next_signal_ = 0;  // To be sent at due_ns_; 0: none.
-  int64_t due_ns_ = 0;
+  int64_t due_ns_ = 0, start_by_ns_ = 0, alive_at_ns_ = 0;
 };
 
 }  // namespace
 
 int Launch(const LaunchOptions& options) { return Launcher(options).Run(); }
 
-StatusOr<std::string> ChooseCoordinator() {
-  // A port of the kernel's range for outgoing connections could be gone before rank 0 listens, and
-  // ranks that try to connect could even meet themselves on it.
-  const StatusOr<int> port = FreePort();
-  if (!port.ok()) return port.status();
-  return "127.0.0.1:" + std::to_string(*port);
-}
-
-std::string MakeJobId() {
-  std::array<unsigned char, 16> bytes = {};
-  [[maybe_unused]] const ssize_t n = getrandom(bytes.data(), bytes.size(), 0);
-  std::string id;
-  for (const unsigned char byte : bytes) {
-    id += "0123456789abcdef"[byte >> 4];
-    id += "0123456789abcdef"[byte & 15];
-  }
-  return id;
+StatusOr<std::string> CoordinatorHost(const LaunchOptions& options) {
+  if (!options.coordinator.empty()) return options.coordinator;
+  if (options.hosts.size() < 2) return "127.0.0.1";
+  const HostRanks& first = options.hosts[0];
+  const std::string name = WithoutUser(first.name);
+  if (!first.local || !IsLoopback(name)) return name;
+  const std::string other = WithoutUser(options.hosts[1].name);
+  StatusOr<std::string> address = AddressTowards(other);
+  if (address.ok()) return address;
+  return absl::FailedPreconditionError("rank 0 runs on this host, and " + name +
+                                       " is no name for it on " + other +
+                                       ": give one that all hosts know with --coordinator HOST");
 }
 
 }  // namespace bluefog::tools

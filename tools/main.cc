@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "agent.h"
 #include "commands.h"
 
 namespace bluefog::tools {
@@ -52,6 +53,8 @@ std::string WrongCommand(const CLI::App& app, const std::vector<std::string>& ar
 }
 
 int Main(int argc, char** argv) {
+  // What a launcher on another host starts here.
+  if (argc == 2 && std::string_view(argv[1]) == "run-agent") return RunRemoteAgent();
   CLI::App app(
       "Decentralized deep learning: neighbour averaging that overlaps with back-propagation");
   app.name("bluefog");

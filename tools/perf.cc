@@ -55,10 +55,6 @@ StatusOr<int> Start(const PerfOptions& options) {
   LaunchOptions launch;
   launch.ranks = options.ranks;
   launch.tag = false;
-  launch.job_id = MakeJobId();
-  StatusOr<std::string> coordinator = ChooseCoordinator();
-  if (!coordinator.ok()) return coordinator.status();
-  launch.coordinator = *coordinator;
   if (config->log_level == "info") launch.env.emplace_back("BLUEFOG_LOG_LEVEL", "warn");
   launch.command = {"/proc/self/exe",
                     "perf",

@@ -41,13 +41,11 @@ LeaveNotes::~LeaveNotes() {
   if (socket_ >= 0) close(socket_);
 }
 
-const std::vector<int>& LeaveNotes::ranks() {
+std::vector<int> LeaveNotes::Take() {
+  std::vector<int> ranks;
   int32_t rank;
-  while (socket_ >= 0 && recv(socket_, &rank, sizeof rank, 0) == sizeof rank) {
-    std::erase(ranks_, rank);
-    ranks_.push_back(rank);
-  }
-  return ranks_;
+  while (socket_ >= 0 && recv(socket_, &rank, sizeof rank, 0) == sizeof rank) ranks.push_back(rank);
+  return ranks;
 }
 
 }  // namespace bluefog

@@ -19,12 +19,11 @@ class LeaveNotes {
   LeaveNotes& operator=(const LeaveNotes&) = delete;
   /// Becomes readable when a note comes; -1 if none can.
   int fd() const { return socket_; }
-  /// The ranks that have left so far, in order; of one that came back and left again the last time.
-  const std::vector<int>& ranks();
+  /// The ranks that have left since the last call, in order.
+  std::vector<int> Take();
 
  private:
   int socket_ = -1;
-  std::vector<int> ranks_;
 };
 
 }  // namespace bluefog

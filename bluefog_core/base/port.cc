@@ -15,7 +15,7 @@ bool IsFree(int port) {
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_addr.s_addr = htonl(INADDR_ANY);
   const bool free =
       fd >= 0 && bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
   if (fd >= 0) close(fd);
@@ -35,8 +35,8 @@ StatusOr<int> FreePort() {
     const int port = ports(random);
     if (IsFree(port)) return port;
   }
-  return absl::ResourceExhaustedError("no free TCP port on 127.0.0.1 between " +
-                                      std::to_string(kLow) + " and " + std::to_string(high));
+  return absl::ResourceExhaustedError("no free TCP port between " + std::to_string(kLow) + " and " +
+                                      std::to_string(high));
 }
 
 }  // namespace bluefog

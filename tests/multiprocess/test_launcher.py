@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,18 +178,16 @@ def test_first_failure_gives_the_exit_code_and_ends_all(tmp_path):
     assert job.returncode == 7
     assert "rank 1 failed with exit code 7" in errors
     assert "SIGTERM to the ranks that still run: 0" in errors
-    assert has_ended(pids, 1)
+    assert has_ended(pids)
 
 
 def test_the_others_may_end_by_themselves():
     script = "[ $BLUEFOG_RANK = 0 ] && kill -KILL $$; sleep 0.5; echo said why; exit 3"
-    begin = time.monotonic()
     result = run("-np", 2, "sh", "-c", script)
     assert result.returncode == 128 + signal.SIGKILL
     assert "rank 0 was killed by SIGKILL" in result.stderr
     assert result.stdout == "[1] said why\n"
     assert "SIGTERM" not in result.stderr
-    assert time.monotonic() - begin < 3
 
 
 def test_a_rank_deaf_to_sigterm_is_killed():
@@ -197,7 +196,8 @@ def test_a_rank_deaf_to_sigterm_is_killed():
     result = run("-np", 2, "sh", "-c", script)
     assert result.returncode == 4
     assert "SIGKILL to the ranks that still run: 1" in result.stderr
-    assert 4.5 < time.monotonic() - begin < 15
+    # 3 s to end by itself, 2 s after SIGTERM.
+    assert time.monotonic() - begin > 4.5
 
 
 READY = "trap 'echo got INT; exit 1' INT; sleep 1000 & echo pid $!; echo pid $$; wait"
@@ -212,7 +212,7 @@ def test_ctrl_c_reaches_the_ranks_and_leaves_nothing(number, code):
     assert job.returncode == code
     assert sorted(out.splitlines()) == ["[0] got INT", "[1] got INT"]
     assert "failed with exit code" not in errors
-    assert has_ended(pids, 1)
+    assert has_ended(pids)
 
 
 def test_what_is_ignored_at_the_start_stays_ignored():
@@ -227,7 +227,7 @@ def test_what_is_ignored_at_the_start_stays_ignored():
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 143
     assert sorted(out.splitlines()) == ["[0] got INT", "[1] got INT"]
-    assert has_ended(pids, 1)
+    assert has_ended(pids)
 
 
 def test_second_ctrl_c_kills_at_once():
@@ -235,19 +235,20 @@ def test_second_ctrl_c_kills_at_once():
         "-np", 2, "sh", "-c", "trap '' INT TERM; echo pid $$; while true; do sleep 100; done"
     )
     pids = read_pids(job, 2)
-    begin = time.monotonic()
     job.send_signal(signal.SIGINT)
     assert "passing SIGINT" in job.stderr.readline()
     job.send_signal(signal.SIGINT)
-    job.communicate(timeout=60)
+    _, errors = job.communicate(timeout=60)
     assert job.returncode == 130
-    assert time.monotonic() - begin < 2.5
-    assert has_ended(pids, 1)
+    assert "SIGKILL to the ranks that still run: 0, 1" in errors
+    assert "SIGTERM" not in errors
+    assert has_ended(pids)
 
 
-def test_the_ranks_die_with_a_killed_launcher():
-    job = start("-np", 3, "sh", "-c", "echo pid $$; while true; do sleep 100; done")
-    pids = read_pids(job, 3)
+def test_the_ranks_and_theirs_die_with_a_killed_launcher():
+    script = "trap '' TERM; sleep 1000 & echo pid $!; echo pid $$; while true; do sleep 100; done"
+    job = start("-np", 3, "sh", "-c", script)
+    pids = read_pids(job, 6)
     job.kill()
     job.communicate(timeout=60)
     assert has_ended(pids)
@@ -259,7 +260,7 @@ def test_ctrl_c_is_answered_while_a_pager_does_not_read():
     time.sleep(0.5)  # All pipes are full.
     job.send_signal(signal.SIGINT)
     assert job.wait(timeout=10) == 130
-    assert has_ended(pids, 1)
+    assert has_ended(pids)
     job.communicate(timeout=60)
 
 
@@ -302,7 +303,15 @@ def test_command_that_cannot_be_started(tmp_path):
         (("-np", "0", "true"), "-np is 0"),
         (("-np", "-3", "true"), "-np is -3"),
         (("-np", "two", "true"), "two"),
-        (("true",), "np"),
+        (("true",), "Give -np, or hosts with -H"),
+        (("-H", "a:0", "true"), "of a '0' is no number of slots"),
+        (("-H", "a:x", "true"), "of a 'x' is no number of slots"),
+        (("-H", "a,,b", "true"), "'' is no name of a host"),
+        (("-H", "-oProxyCommand=x", "true"), "is no name of a host"),
+        (("-H", "a:2,b:2", "-np", "5", "true"), "-np is 5, but the hosts have 4 slots: a:2,b:2"),
+        (("-H", "a", "--hostfile", "x", "true"), "give -H or --hostfile, not both"),
+        (("--hostfile", "/no/file", "true"), "/no/file cannot be read"),
+        (("-H", "a", "-p", "70000", "true"), "70000"),
         (("-np", "2"), "command"),
         (("-np", "2", "--env", "X", "true"), "NAME=VALUE"),
     ],
@@ -311,3 +320,74 @@ def test_wrong_calls_say_what_is_wrong(args, text):
     result = run(*args)
     assert result.returncode == 2
     assert text in result.stderr
+
+
+def test_hostfiles(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text(
+        "# two machines\n\nhost1 slots=2  # the first\nme@host2:3\n[fd00::1]:1\nfd00::2\n"
+    )
+    result = run("--hostfile", hosts, "--dry-run", "--cwd", "/data", "python", "a b.py")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["7 ranks: python 'a b.py'", "in /data"]
+    placed = [line.split(", started by: ssh -T -x ") for line in lines[2:6]]
+    assert [p[0] for p in placed] == [
+        "host1: ranks 0-1",
+        "me@host2: ranks 2-4",
+        "fd00::1: rank 5",
+        "fd00::2: rank 6",
+    ]
+    assert [p[1].split()[-3] for p in placed] == ["host1", "me@host2", "fd00::1", "fd00::2"]
+    assert "control plane: rank 0 at host1, a free port" in lines
+    for text, wrong in (
+        ("a slots=2\nb slots=two\n", "line 2: 'two' is no number of slots: give 1 to 4096"),
+        ("a cores=2\n", "line 1: 'cores=2' is not understood"),
+        ("a\n\n[fd00::1\n", "line 3: '[fd00::1' lacks its ]"),
+        ("# nothing\n", "names no host"),
+    ):
+        hosts.write_text(text)
+        result = run("--hostfile", hosts, "true")
+        assert result.returncode == 2
+        assert f"{hosts}" in result.stderr
+        assert wrong in result.stderr
+
+
+def test_ranks_fill_the_hosts_in_their_order():
+    def placed(*args):
+        out = run(*args, "--dry-run", "true").stdout
+        return re.findall(r"^(\S+): ranks? (\S+), ", out, re.M)
+
+    assert placed("-H", "a:2,b:2", "-np", "3") == [("a", "0-1"), ("b", "2")]
+    assert placed("-H", "a:2,b:2", "-np", "2") == [("a", "0-1")]
+    assert placed("-H", "a,b:2,a:2") == [("a", "0-2"), ("b", "3-4")]
+    # Names of this host are one host, and need no ssh.
+    assert placed("-H", f"localhost,127.0.0.1:2,{socket.gethostname()}") == [("localhost", "0-3")]
+
+
+def test_a_dry_run_shows_no_values():
+    args = ("-H", "a,localhost", "--dry-run", "--env", "KEY=secret", "--ssh-option", "User=me")
+    out = run(*args, "--coordinator", "a:77", "true").stdout
+    assert "KEY" in out
+    assert "secret" not in out
+    assert "localhost: rank 1, started from here" in out
+    assert " -o User=me -o BatchMode=yes " in out
+    assert "rank 0 at a:77\n" in out
+
+
+def test_names_of_this_host_need_no_ssh():
+    result = run("-H", "localhost:2,127.0.0.1", "sh", "-c", "echo $BLUEFOG_LOCAL_RANK")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(result.stdout.splitlines()) == ["[0] 0", "[1] 1", "[2] 2"]
+
+
+def test_every_job_has_a_token(tmp_path):
+    # Also behind a program that closes what it inherits.
+    show = "import os; print(open(os.environ['BLUEFOG_TOKEN_FILE'], 'rb').read().hex())"
+    between = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {show!r}])"
+    env = {"BLUEFOG_TOKEN_FILE": "/theirs", "BLUEFOG_TOKEN_FD": "77"}
+    jobs = [run("-np", 2, "--no-tag", sys.executable, "-c", between, env=env) for _ in range(2)]
+    tokens = [job.stdout.split() for job in jobs]
+    assert all(len(t) == 2 and t[0] == t[1] and len(t[0]) == 64 for t in tokens)
+    assert tokens[0] != tokens[1]
+    assert run("-np", 1, "--no-tag", "sh", "-c", "echo $BLUEFOG_TOKEN_FD", env=env).stdout == "\n"
