@@ -1,10 +1,8 @@
 #include "agent.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,16 +11,21 @@
 #include <array>
 #include <cerrno>
 #include <cstdlib>
-#include <memory>
 #include <optional>
+#include <set>
+#include <thread>
 #include <utility>
 #include <vector>
+
+#include <bluefog/config.h>
 
 #include "agent_protocol.h"
 #include "base/clock.h"
 #include "base/leave_note.h"
 #include "base/port.h"
+#include "base/token.h"
 #include "children.h"
+#include "control/membership.h"
 #include "hosts.h"
 #include "output.h"
 #include "signals.h"
@@ -32,15 +35,14 @@ namespace {
 
 constexpr int64_t kSecondNs = 1'000'000'000;
 
-// A memory file that the ranks, and what they start, open through /proc: an inherited descriptor
-// would be lost where a rank starts the training through Python's subprocess, which closes all.
-std::string HoldToken(const std::string& token) {
-  const int fd = memfd_create("bluefog-token", MFD_CLOEXEC);
-  if (fd < 0 || fchmod(fd, 0600) != 0 ||
-      write(fd, token.data(), token.size()) != static_cast<ssize_t>(token.size())) {
-    return "";
-  }
-  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd);
+// The token in a memory file that the ranks, and what they start, open through /proc. An inherited
+// descriptor would be lost where a rank starts the training by Python's subprocess, which closes
+// all.
+StatusOr<std::string> HoldToken(const std::string& token) {
+  const StatusOr<int> fd = MakeTokenDescriptor(token);
+  if (!fd.ok()) return fd.status();
+  fchmod(*fd, 0600);
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(*fd);
 }
 
 class Agent {
@@ -166,14 +168,14 @@ class Agent {
           job_.choose_host ? ReachableName(job_.coordinator_host) : job_.coordinator_host;
       ready.coordinator = JoinHostPort(host, *port);
     }
-    const std::string token_file = HoldToken(job_.token);
-    if (token_file.empty()) {
-      ready.error = errno;
-      ready.problem = "a memory file for the job's token";
+    const StatusOr<std::string> token_file = HoldToken(job_.token);
+    if (!token_file.ok()) {
+      ready.error = EMFILE;
+      ready.problem = std::string(token_file.status().message());
       return ready;
     }
     left_.emplace(job_.job_id);
-    children_.emplace(job_, program, token_file, inherited_mask_,
+    children_.emplace(job_, program, *token_file, inherited_mask_,
                       LineSink{[this](int fd, std::string text) {
                                  if (!text.empty()) {
                                    Send(FrameKind::kOutput, 0, fd, std::move(text));
@@ -185,6 +187,7 @@ class Agent {
 
   void Start(const std::string& coordinator) {
     if (!children_) return;
+    coordinator_ = coordinator;
     for (int r = job_.first_rank; r < job_.first_rank + job_.ranks; ++r) {
       if (const int error = children_->Start(r, coordinator); error != 0) {
         return Send(FrameKind::kFailed, r, error);
@@ -195,10 +198,31 @@ class Agent {
   void TellEnds() {
     if (!children_) return;
     // A note is there before its sender ends, so the order of the frames tells who left first.
-    for (const int rank : left_->Take()) Send(FrameKind::kLeft, rank, 0);
+    for (const int rank : left_->Take()) {
+      Send(FrameKind::kLeft, rank, 0);
+      told_.insert(rank);
+    }
     for (const Children::Ended& ended : children_->TakeEnded()) {
       Send(FrameKind::kEnded, ended.rank, ended.value);
+      if (ended.value != 0 && job_.size > 1 && !told_.contains(ended.rank)) ReportDeath(ended);
     }
+  }
+
+  // What the dead rank had forked may hold its sockets open, so that its peers would see nothing.
+  void ReportDeath(const Children::Ended& ended) {
+    reports_.emplace_back(
+        [ended, job_id = job_.job_id, token = job_.token, coordinator = coordinator_] {
+          StatusOr<Config> config = Config::FromEnvironment();
+          if (!config.ok()) return;
+          control::Place place;
+          place.job_id = job_id;
+          place.coordinator = coordinator;
+          place.token = token;
+          const std::string how = ended.value < 0 ? "killed by " + SignalName(-ended.value)
+                                                  : "exit code " + std::to_string(ended.value);
+          // Nobody there: the ranks do not use bluefog, or not yet, or no more.
+          control::ReportDeath(place, *config, ended.rank, how + " on " + OwnName()).IgnoreError();
+        });
   }
 
   void LauncherGone() {
@@ -212,6 +236,7 @@ class Agent {
   // The last output goes out as fast as the launcher reads, if it still does.
   void End() {
     if (children_) children_->End();
+    for (std::thread& report : reports_) report.join();
     const auto flush = [this] {
       while (!output_.empty()) {
         pollfd fd = {to_, POLLOUT, 0};
@@ -242,8 +267,11 @@ class Agent {
   HostJob job_;
   std::optional<LeaveNotes> left_;
   std::optional<Children> children_;
-  bool hold_ = false;  // The launcher's reader does not keep up.
-  bool gone_ = false;  // The launcher is, or needs us no more.
+  std::set<int> told_;  // Ranks that have left, so that their end is news to nobody.
+  std::string coordinator_;
+  std::vector<std::thread> reports_;  // No rank is started any more.
+  bool hold_ = false;                 // The launcher's reader does not keep up.
+  bool gone_ = false;                 // The launcher is, or needs us no more.
   int64_t heard_ns_ = NowNs(), patience_ns_ = 0;
   int64_t due_ns_ = 0;  // SIGKILL to what still runs; 0: no.
 };

@@ -60,7 +60,8 @@ std::vector<std::string> SshCommand(const SshOptions& ssh, const std::string& ho
   std::vector<std::string> options = ssh.options;
   options.insert(options.end(),
                  {"BatchMode=yes", "ConnectTimeout=" + std::to_string(ssh.connect_timeout_s),
-                  "ServerAliveInterval=5", "ServerAliveCountMax=3", "ControlMaster=no"});
+                  "ServerAliveInterval=5", "ServerAliveCountMax=3", "ControlMaster=no",
+                  "ClearAllForwardings=yes", "RemoteCommand=none"});
   for (const std::string& option : options) words.insert(words.end(), {"-o", option});
   words.insert(words.end(), {host, ShellWord(RemoteBluefog(ssh)) + " run-agent"});
   return words;
@@ -72,6 +73,11 @@ AgentLink::~AgentLink() {
     if (fd >= 0) close(fd);
   }
   if (!host.local) Kill(SIGTERM);
+}
+
+void AgentLink::Abandon() {
+  Close();
+  Kill(SIGTERM);
 }
 
 int AgentLink::Open(const sigset_t& mask) {
@@ -100,6 +106,7 @@ int AgentLink::Open(const sigset_t& mask) {
     dprintf(STDERR_FILENO, "%s cannot be run: %s\n", argv[0], std::strerror(errno));
     _exit(127);
   }
+  over_ = false;
   close(to[0]);
   close(from[1]);
   to_ = to[1];
@@ -144,7 +151,7 @@ void AgentLink::AddTo(std::vector<pollfd>& fds, bool read) const {
 
 bool AgentLink::Turn(bool read, const std::function<void(const Frame&)>& on_frame,
                      const LineSink& lines) {
-  if (over_ || pid_ < 0) return false;
+  if (over_) return false;
   const bool ended = waitpid(pid_, &status_, WNOHANG) == pid_;
   if (ended) pid_ = -1;
   const LineSink kept = {[&](int fd, std::string text) {

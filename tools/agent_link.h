@@ -50,7 +50,9 @@ class AgentLink {
   void SendAlive(bool there);
   /// The agent ends what runs, and itself.
   void Close();
-  /// The process has ended and all it said was read.
+  /// It does not answer: its process here need not wait for it.
+  void Abandon();
+  /// There is no process: it has ended and all it said was read, or it was never started.
   bool over() const { return over_; }
 
   void AddTo(std::vector<pollfd>& fds, bool read) const;
@@ -73,7 +75,7 @@ class AgentLink {
   HostJob job_;
   const SshOptions& ssh_;
   pid_t pid_ = -1;  // Until it is known to have ended.
-  bool over_ = false;
+  bool over_ = true;
   int status_ = 0;  // As of waitpid.
   int to_ = -1, from_ = -1;
   Stream errors_;  // ssh's standard error, which is the agent's, too.

@@ -97,12 +97,6 @@ bool IsLoopbackAddress(const sockaddr* address) {
          IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
 }
 
-std::string OwnName() {
-  char name[256] = "";
-  gethostname(name, sizeof name - 1);
-  return name;
-}
-
 }  // namespace
 
 StatusOr<std::vector<HostSlots>> ParseHosts(std::string_view text) {
@@ -176,6 +170,12 @@ StatusOr<std::vector<HostRanks>> PlaceRanks(const std::vector<HostSlots>& hosts,
   }
   std::erase_if(placed, [](const HostRanks& host) { return host.count == 0; });
   return placed;
+}
+
+std::string OwnName() {
+  char name[256] = "";
+  gethostname(name, sizeof name - 1);
+  return name;
 }
 
 std::string WithoutUser(const std::string& name) {

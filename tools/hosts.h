@@ -33,6 +33,8 @@ StatusOr<std::vector<HostSlots>> ReadHostfile(const std::string& path);
 StatusOr<std::vector<HostRanks>> PlaceRanks(const std::vector<HostSlots>& hosts, int ranks,
                                             bool ssh_always);
 
+/// The name of this host.
+std::string OwnName();
 /// "host", without "user@".
 std::string WithoutUser(const std::string& name);
 /// True for localhost, this host's own name, and names that mean one of its addresses.

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <signal.h>
-#include <sys/random.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -17,6 +16,7 @@
 
 #include "agent.h"
 #include "base/clock.h"
+#include "base/token.h"
 #include "children.h"
 #include "output.h"
 #include "signals.h"
@@ -31,16 +31,10 @@ constexpr int64_t kGraceNs = 3 * kSecondNs;  // To fail by themselves, with an e
 constexpr int64_t kVerdictNs = kSecondNs;    // For the rank that left first to end, too.
 constexpr int64_t kNewsNs = kSecondNs / 5;   // For what happened before on other hosts.
 constexpr int64_t kTermNs = kTermSeconds * kSecondNs;
-constexpr int64_t kFarewellNs = 5 * kSecondNs;  // For agents whose ranks have ended.
+constexpr int64_t kFarewellNs = 30 * kSecondNs;  // For agents whose ranks have ended.
 constexpr int64_t kAliveNs = 2 * kSecondNs;
 constexpr int kGiveUp = NSIG;  // After SIGKILL: hosts that do not answer.
 constexpr int kHostFailed = 255;
-
-std::string RandomBytes(size_t count) {
-  std::string bytes(count, '\0');
-  [[maybe_unused]] const ssize_t n = getrandom(bytes.data(), bytes.size(), 0);
-  return bytes;
-}
 
 std::string Hex(const std::string& bytes) {
   std::string text;
@@ -100,8 +94,10 @@ class Launcher {
     }
     const bool named = hosts.size() > 1 || !hosts[0].local;
     HostJob job;
-    job.job_id = Hex(RandomBytes(16));
-    job.token = RandomBytes(32);
+    const StatusOr<std::string> id = RandomBytes(16), token = RandomBytes(kTokenBytes);
+    if (!id.ok() || !token.ok()) return id.ok() ? token.status() : id.status();
+    job.job_id = Hex(*id);
+    job.token = *token;
     job.size = options_.ranks;
     job.command = options_.command;
     job.tag = options_.tag;
@@ -405,13 +401,14 @@ class Launcher {
   }
 
   void GiveUp() {
-    for (const AgentLink& link : links_) {
+    for (AgentLink& link : links_) {
       if (link.host.local) continue;
       bool running = false;
       for (int r = link.host.first; r < link.host.first + link.host.count; ++r) {
         running |= std::exchange(ranks_[static_cast<size_t>(r)].running, false);
       }
       if (!running) continue;
+      link.Abandon();
       Say(link.host.name +
           " does not answer; ranks there are ended by their agent, at the latest "
           "when it has heard nothing for " +

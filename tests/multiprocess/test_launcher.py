@@ -325,7 +325,7 @@ def test_wrong_calls_say_what_is_wrong(args, text):
 def test_hostfiles(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text(
-        "# two machines\n\nhost1 slots=2  # the first\nme@host2:3\n[fd00::1]:1\nfd00::2\n"
+        "# two machines\n\nhost1 slots=2  # the first\nme@host2:3\n[2001:db8::1]:1\n2001:db8::2\n"
     )
     result = run("--hostfile", hosts, "--dry-run", "--cwd", "/data", "python", "a b.py")
     assert (result.returncode, result.stderr) == (0, "")
@@ -335,15 +335,15 @@ def test_hostfiles(tmp_path):
     assert [p[0] for p in placed] == [
         "host1: ranks 0-1",
         "me@host2: ranks 2-4",
-        "fd00::1: rank 5",
-        "fd00::2: rank 6",
+        "2001:db8::1: rank 5",
+        "2001:db8::2: rank 6",
     ]
-    assert [p[1].split()[-3] for p in placed] == ["host1", "me@host2", "fd00::1", "fd00::2"]
+    assert [p[1].split()[-3] for p in placed] == ["host1", "me@host2", "2001:db8::1", "2001:db8::2"]
     assert "control plane: rank 0 at host1, a free port" in lines
     for text, wrong in (
         ("a slots=2\nb slots=two\n", "line 2: 'two' is no number of slots: give 1 to 4096"),
         ("a cores=2\n", "line 1: 'cores=2' is not understood"),
-        ("a\n\n[fd00::1\n", "line 3: '[fd00::1' lacks its ]"),
+        ("a\n\n[2001:db8::1\n", "line 3: '[2001:db8::1' lacks its ]"),
         ("# nothing\n", "names no host"),
     ):
         hosts.write_text(text)

@@ -20,7 +20,7 @@ class Sshd:
 
     Everybody who has the key in ``folder`` may log in, as the user of this process. ``names`` are
     what its clients call it. ``command`` puts a command into the place where it is to run. What its
-    sessions start has ``mark`` in its environment, as ``TEST_MARK``.
+    sessions start has ``mark`` in its environment, as ``TEST_MARK``, and ``path`` as its PATH.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Sshd:
         port: int,
         names: list[str],
         command: Callable[[list[str]], list[str]] = lambda c: c,
+        path: str = "/usr/local/bin:/usr/bin:/bin",
     ) -> None:
         assert SSHD is not None
         self.folder, self.port, self.mark = folder, port, uuid.uuid4().hex
@@ -46,7 +47,8 @@ class Sshd:
             f"ListenAddress {address}\nPort {port}\nHostKey {folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {folder}/user_key.pub\nStrictModes no\nUsePAM no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"PermitRootLogin prohibit-password\nMaxStartups 100\nSetEnv TEST_MARK={self.mark}\n"
+            "PermitRootLogin prohibit-password\nMaxStartups 100\n"
+            f"SetEnv TEST_MARK={self.mark} PATH={path}\n"
         )
         if os.geteuid() == 0:  # Debian's service makes it otherwise.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

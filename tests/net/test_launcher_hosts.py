@@ -34,16 +34,16 @@ SLEEP = "sleep 1000 & echo pid $!; echo pid $$; wait"
 class Site:
     """Where jobs are started, and the hosts' sshds."""
 
-    def __init__(self, sshds, hosts, options, command=lambda c: c):
+    def __init__(self, sshds, hosts, options, command=lambda words, cwd: words):
         self.sshds, self.hosts, self.options, self.command = sshds, hosts, options, command
 
-    def words(self, *args, hosts=None):
+    def words(self, *args, hosts=None, cwd=None):
         words = [TOOL, "run", *self.options, "-H", hosts or self.hosts, *map(str, args)]
-        return self.command(words)
+        return self.command(words, cwd)
 
     def run(self, *args, hosts=None, env=None, cwd=None) -> subprocess.CompletedProcess:
         return subprocess.run(
-            self.words(*args, hosts=hosts),
+            self.words(*args, hosts=hosts, cwd=cwd),
             env={**ENVIRONMENT, **(env or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -119,15 +119,15 @@ def make_site(make_lab, tmp_path):
     """Hosts of a lab; the launcher is on the first."""
     made = []
 
-    def make(hosts=2, slots=2):
+    def make(hosts=2, slots=2, path="/usr/bin:/bin"):
         lab = make_lab(hosts=hosts)
         names = [host.name for host in lab.hosts]
         sshds = [
-            Sshd(tmp_path, "0.0.0.0", 22, names, lambda c, i=i: lab.command(i, c))
+            Sshd(tmp_path, "0.0.0.0", 22, names, lambda c, i=i: lab.command(i, c), path)
             for i in range(1, hosts)
         ]
         listed = ",".join(f"{name}:{slots}" for name in names)
-        site = Site(sshds, listed, sshds[0].options(), lambda c: lab.command(0, c))
+        site = Site(sshds, listed, sshds[0].options(), lambda c, cwd: lab.command(0, c, cwd))
         site.lab = lab
         made.append(site)
         return site
@@ -338,7 +338,7 @@ def test_another_bluefog_or_none(here, tmp_path):
     result = here.run("--remote-bluefog", other, "true")
     assert result.returncode == 255
     assert "ended with exit code 2 and did not answer as bluefog" in result.stderr
-    other.write_text("#!/bin/sh\nexec sleep 1000\n")
+    other.write_text("#!/bin/sh\nexec cat > /dev/null\n")
     result = here.run("--remote-bluefog", other, "--start-timeout", 1, "true")
     assert result.returncode == 255
     assert "was not ready within 1 s (--start-timeout)" in result.stderr
@@ -396,6 +396,21 @@ def test_jobs_over_hosts(make_site):
         result = site.run(sys.executable, "-c", script, hosts=hosts)
         assert result.returncode == 0, result.stderr
         assert set(by_tag(result.stdout).values()) == {"1.5"}
+
+
+def test_another_program_by_the_same_name_is_named(make_site, tmp_path):
+    # As with the Python of a virtual environment that is on one host only.
+    for folder, code in (("here", 0), ("there", 1)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "python-x").write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / folder / "python-x").chmod(0o755)
+    site = make_site(slots=1, path=f"{tmp_path}/there:/usr/bin:/bin")
+    path = {"PATH": f"here:{ENVIRONMENT['PATH']}"}
+    result = site.run("python-x", env=path, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "rank 1 on host1 failed with exit code 1" in result.stderr
+    programs = f"here/python-x on host0, {tmp_path}/there/python-x on host1"
+    assert f"'python-x' is {programs}" in result.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
