@@ -103,6 +103,36 @@ BENCHMARK(SumDivide)
     ->ArgsProduct({{64 * kMiB}, {2, 3}, {0, 1}})
     ->ArgsProduct({{kTileBytes}, {2, 3}, {0}});
 
+// Float32 rounded to messages. range: bytes of the tensor, type
+void Narrow(benchmark::State& state) {
+  const int64_t bytes = state.range(0);
+  auto v = Vectors(2, bytes);
+  for (auto _ : state) {
+    kernels::Narrow(DType::kFloat32, static_cast<DType>(state.range(1)), bytes / 4, v[0]->floats(),
+                    v[1]->floats());
+    benchmark::ClobberMemory();
+  }
+  Report(state, bytes + bytes / 2);
+}
+// The average with one peer's rounded message.
+void MixNarrow(benchmark::State& state) {
+  const int64_t bytes = state.range(0);
+  auto v = Vectors(4, bytes);
+  const kernels::Term term{v[3]->floats(), 0.5};
+  for (auto _ : state) {
+    kernels::MixNarrow(DType::kFloat32, static_cast<DType>(state.range(1)), bytes / 4,
+                       v[0]->floats(), 1.0, v[1]->floats(), v[2]->floats(), {&term, 1});
+    benchmark::ClobberMemory();
+  }
+  Report(state, 3 * bytes);
+}
+const std::vector<int64_t> kMessages = {static_cast<int64_t>(DType::kFloat16),
+                                        static_cast<int64_t>(DType::kBFloat16)};
+BENCHMARK(Narrow)->ArgNames({"bytes", "type"})->ArgsProduct({{kTileBytes, 64 * kMiB}, kMessages});
+BENCHMARK(MixNarrow)
+    ->ArgNames({"bytes", "type"})
+    ->ArgsProduct({{kTileBytes, 64 * kMiB}, kMessages});
+
 // A step of one optimizer on 64 MiB of parameters as the engine runs it: produce in tiles, then per
 // tile the average with one peer's payload and consume.
 void Step(benchmark::State& state, const char* name) {

@@ -1,6 +1,6 @@
-// The weighted sum: the one memory pass of every collective. Run-time SIMD dispatch (Highway),
-// explicit FMA, bit-equal on every instruction set dispatched to. Element-wise kernels for plugins
-// are public, in <bluefog/elementwise.h>.
+// The weighted sum, the one memory pass of every collective, and rounded messages. Run-time SIMD
+// dispatch (Highway), explicit FMA, bit-equal on every instruction set dispatched to. Element-wise
+// kernels for plugins are public, in <bluefog/elementwise.h>.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,19 @@ Status WeightedSum(DType dtype, int64_t n, void* out, std::span<const Term> term
 /// are not looked at. divisor 1 leaves the sum alone (integers: only divisor 1).
 Status SumDivide(DType dtype, int64_t n, void* out, std::span<const Term> terms, double divisor,
                  bool streaming = false);
+
+/// Can tensors of `dtype` travel as `message`? fp32 and fp64 as fp16 or bf16, fp64 as fp32.
+bool CanNarrow(DType dtype, DType message);
+/// out = x rounded to `message`: to nearest, ties to even, once also from fp64. Finite values
+/// beyond the largest of `message` (65504 of fp16) become that; infinities and NaN stay what they
+/// are.
+void Narrow(DType dtype, DType message, int64_t n, const void* x, void* out);
+/// out = total*x + terms[0].weight*(terms[0] - own) + …, where own and the terms are of type
+/// `message` and all else of `dtype`, in which the sum is made: differences first, then one FMA for
+/// each term in list order. `out` may be x; own null means zeros. With terms that equal own and
+/// total 1, out is x.
+void MixNarrow(DType dtype, DType message, int64_t n, void* out, double total, const void* x,
+               const void* own, std::span<const Term> terms);
 
 /// The instruction set in use, as Highway names it ("AVX3_ZEN4", "AVX2", "SSE4", …).
 const char* ActiveTarget();

@@ -1,10 +1,12 @@
 // Numbers that break careless kernels, and comparison by bits. For tests.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <type_traits>
@@ -64,6 +66,40 @@ bool IsNan(E x) {
         static_cast<BitsOf<E>>((all >> 1) & ~((BitsOf<E>{1} << kFractionBits<E>)-1u));
     return magnitude > infinity;
   }
+}
+
+// Conversions written apart from the kernels': through exact double arithmetic.
+inline double ToDouble(float x) { return x; }
+inline double ToDouble(double x) { return x; }
+inline double FromFields(uint16_t bits, int fraction_bits, int bias) {
+  const int exponent_mask = (1 << (15 - fraction_bits)) - 1;
+  const int exponent = (bits >> fraction_bits) & exponent_mask;
+  const int fraction = bits & ((1 << fraction_bits) - 1);
+  const double sign = (bits & 0x8000) != 0 ? -1.0 : 1.0;
+  if (exponent == exponent_mask) {
+    return fraction != 0 ? std::numeric_limits<double>::quiet_NaN()
+                         : sign * std::numeric_limits<double>::infinity();
+  }
+  const int significand = exponent != 0 ? fraction + (1 << fraction_bits) : fraction;
+  return sign * std::ldexp(significand, std::max(exponent, 1) - bias - fraction_bits);
+}
+inline double ToDouble(Float16 x) { return FromFields(x.bits, 10, 15); }
+inline double ToDouble(BFloat16 x) { return FromFields(x.bits, 7, 127); }
+
+inline uint16_t ToFields(double x, int fraction_bits, int bias) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  const int infinity = ((1 << (15 - fraction_bits)) - 1) << fraction_bits;
+  if (std::isnan(x)) return static_cast<uint16_t>(sign | infinity | 1);
+  if (std::isinf(x)) return static_cast<uint16_t>(sign | infinity);
+  if (x == 0.0) return sign;
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  const int lowest = std::max(exponent - 1, 1 - bias);  // Exponent of the leading bit kept.
+  // nearbyint rounds ties to even. A carry into the next exponent comes out right by itself.
+  const auto units =
+      static_cast<int>(std::nearbyint(std::ldexp(std::abs(x), fraction_bits - lowest)));
+  const int bits = ((lowest + bias - 1) << fraction_bits) + units;
+  return static_cast<uint16_t>(sign | std::min(bits, infinity));
 }
 
 /// Equal bits, or both NaN: which NaN comes out of two is the hardware's choice.

@@ -1,48 +1,12 @@
 // The promise of kernels.h: the same bits on every instruction set, for any length, alignment,
 // number of terms and special value, also in place and past the caches.
 #include <algorithm>
-#include <limits>
 #include <numeric>
 
 #include "kernels/test_values.h"
 
 namespace bluefog::kernels {
 namespace {
-
-// Conversions written apart from the kernels': through exact double arithmetic.
-double ToDouble(float x) { return x; }
-double ToDouble(double x) { return x; }
-double FromFields(uint16_t bits, int fraction_bits, int bias) {
-  const int exponent_mask = (1 << (15 - fraction_bits)) - 1;
-  const int exponent = (bits >> fraction_bits) & exponent_mask;
-  const int fraction = bits & ((1 << fraction_bits) - 1);
-  const double sign = (bits & 0x8000) != 0 ? -1.0 : 1.0;
-  if (exponent == exponent_mask) {
-    return fraction != 0 ? std::numeric_limits<double>::quiet_NaN()
-                         : sign * std::numeric_limits<double>::infinity();
-  }
-  const int significand = exponent != 0 ? fraction + (1 << fraction_bits) : fraction;
-  return sign * std::ldexp(significand, std::max(exponent, 1) - bias - fraction_bits);
-}
-double ToDouble(Float16 x) { return FromFields(x.bits, 10, 15); }
-double ToDouble(BFloat16 x) { return FromFields(x.bits, 7, 127); }
-
-uint16_t ToFields(float value, int fraction_bits, int bias) {
-  const double x = value;
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  const int infinity = ((1 << (15 - fraction_bits)) - 1) << fraction_bits;
-  if (std::isnan(x)) return static_cast<uint16_t>(sign | infinity | 1);
-  if (std::isinf(x)) return static_cast<uint16_t>(sign | infinity);
-  if (x == 0.0) return sign;
-  int exponent = 0;
-  std::frexp(x, &exponent);
-  const int lowest = std::max(exponent - 1, 1 - bias);  // Exponent of the leading bit kept.
-  // nearbyint rounds ties to even. A carry into the next exponent comes out right by itself.
-  const auto units =
-      static_cast<int>(std::nearbyint(std::ldexp(std::abs(x), fraction_bits - lowest)));
-  const int bits = ((lowest + bias - 1) << fraction_bits) + units;
-  return static_cast<uint16_t>(sign | std::min(bits, infinity));
-}
 
 template <class E>
 struct Format;
