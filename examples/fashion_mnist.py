@@ -109,7 +109,10 @@ def train(name, args, seed, train_set, test_set, progress) -> dict:
     share = my_share(y, args.partition, seed)
     x, y = x[share], y[share]
     model = make_model(seed)
-    options = {"lr": args.lr, "weight_decay": args.weight_decay, "overlap": not args.no_overlap}
+    overlap = "delayed" if args.delayed else not args.no_overlap
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "overlap": overlap}
+    if args.message_dtype and name != "pmsgd":  # That averages gradients, over all ranks.
+        options["message_dtype"] = args.message_dtype
     if name != "dsgd":
         options["momentum"] = args.momentum
     try:
@@ -174,6 +177,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of each optimizer")
     parser.add_argument("--no-overlap", action="store_true", help="communicate inside step() only")
+    parser.add_argument("--delayed", action="store_true", help="averages come one step later")
+    parser.add_argument("--message-dtype", help="bfloat16 or float16: what travels to neighbours")
     parser.add_argument("--json", type=Path, help="write the list of runs here")
     parser.add_argument("--data", type=Path, default=DATA)
     args = parser.parse_args()

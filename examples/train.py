@@ -1,6 +1,6 @@
 """A deep perceptron that every rank trains on data of its own.
 
-bluefog run -np 2 python examples/train.py [--no-overlap]
+bluefog run -np 2 python examples/train.py [--no-overlap | --delayed]
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> None:
         lr=0.1,
         momentum=0.9,
         topology=bf.topology.ring(bf.size()),
-        overlap="--no-overlap" not in sys.argv,
+        overlap="delayed" if "--delayed" in sys.argv else "--no-overlap" not in sys.argv,
     )
     # Every rank sees its own part of the inputs; all learn the same function of them.
     target = torch.randn(WIDTH, WIDTH) / WIDTH**0.5

@@ -40,6 +40,7 @@ class DecentLaM final : public Optimizer {
       .summary = "v+ = beta v + (x - W(x - lr g)); x+ = x - v+",
       .source = "Yuan et al. 2021, arXiv:2104.11981, Algorithm 2, equations 8 and 10",
       .states = {"velocity"},
+      .delayed = "v+ = beta v + (x - (W x - lr g)); x+ = x - v+",
       .needs_symmetric = true,
       .needs_static = true,
       .needs_reason =

@@ -38,6 +38,7 @@ class Dmsgd final : public Optimizer {
       .summary = "m+ = beta m + g; x+ = W(x - lr m+)",
       .source = "Yuan et al. 2021, arXiv:2104.11981, Algorithm 1",
       .states = {"momentum_buffer"},
+      .delayed = "m+ = beta m + g; x+ = W x - lr m+",
   };
 };
 

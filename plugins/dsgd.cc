@@ -35,6 +35,7 @@ class Dsgd final : public Optimizer {
       .name = "dsgd",
       .summary = "x+ = W(x - lr g)",
       .source = "Lian et al. 2017, arXiv:1705.09056 (adapt then combine: Chen and Sayed 2012)",
+      .delayed = "x+ = W x - lr g",
   };
 };
 

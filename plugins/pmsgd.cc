@@ -43,6 +43,11 @@ class Pmsgd final : public Optimizer {
       .summary = "m+ = beta m + mean(g); x+ = x - lr m+",
       .source = "Yuan et al. 2021, arXiv:2104.11981 (parallel momentum SGD)",
       .states = {"momentum_buffer"},
+      .delayed_reason =
+          "its averages are gradients, which would be one step old: with curvature h momentum SGD "
+          "is "
+          "stable for lr h < 2(1 + beta), with gradients that are one step old only for lr h < 1 - "
+          "beta, 1/38 of it at beta = .9",
       .uses_topology = false,
   };
 };

@@ -61,8 +61,6 @@ const char* NameOf(ConsumeTrigger trigger) {
   switch (trigger) {
     case ConsumeTrigger::kStep:
       return "at step()";
-    case ConsumeTrigger::kNextGradient:
-      return "one step later";
     case ConsumeTrigger::kCombined:
       break;
   }
@@ -91,10 +89,7 @@ std::vector<std::unique_ptr<Optimizer>> AllOptimizers() {
 bool KeepsAverages(const Optimizer& optimizer) {
   constexpr int kSteps = 64;  // Longer than the period of any method.
   const Traits& traits = optimizer.traits();
-  if (traits.measure_scope == MeasureScope::kParameter ||
-      traits.consume == ConsumeTrigger::kNextGradient) {
-    return true;
-  }
+  if (traits.measure_scope == MeasureScope::kParameter) return true;
   Hyper hyper;
   for (size_t i = 0; i < traits.hypers.size(); ++i) hyper.own[i] = traits.hypers[i].initial;
   for (int step = 0; step < kSteps; ++step) {
@@ -149,6 +144,7 @@ void Print(const Config& config, int64_t model_bytes) {
     line("", fmt::format("payloads: {}, sent {}, consumed {} · state: {} · needs: {}",
                          traits.payloads, NameOf(traits.payload_time), NameOf(traits.consume),
                          Join(traits.states, "none"), Requirements(traits)));
+    if (!traits.delayed.empty()) line("", fmt::format("delayed: {}", traits.delayed));
     for (const HyperInfo& hyper : traits.hypers) {
       line("",
            fmt::format("beside lr, momentum, weight_decay: {} = {}", hyper.name, hyper.initial));
@@ -158,8 +154,10 @@ void Print(const Config& config, int64_t model_bytes) {
   std::cout << fmt::format(
       "\nMemory pinned per rank = D·P·S + slots, with S the bytes of the model, P the payloads of "
       "the\n"
-      "optimizer (twice as many where averages are kept whole: all-reduce), D = {} (two steps in\n"
-      "flight) and slots = {} (BLUEFOG_SLOT_BYTES). It does not grow with the number of "
+      "optimizer (twice as many where averages are kept whole: all-reduce, delayed mode; half as "
+      "many\n"
+      "more with messages of half the bits), D = {} (two steps in flight) and slots = {} "
+      "(BLUEFOG_SLOT_BYTES). It does not grow with the number of "
       "neighbours.\n"
       "For a model of {} (--model-bytes):\n",
       kSlotsPerBucket, FormatBytes(static_cast<double>(config.slot_bytes)),
@@ -186,6 +184,8 @@ Json AsJson(const Config& config, const std::vector<SettingInfo>& settings, int6
                           {"states", traits.states},
                           {"payload_time", NameOf(traits.payload_time)},
                           {"consume", NameOf(traits.consume)},
+                          {"delayed", traits.delayed},
+                          {"delayed_reason", traits.delayed_reason},
                           {"uses_topology", traits.uses_topology},
                           {"needs_symmetric", traits.needs_symmetric},
                           {"needs_static", traits.needs_static},

@@ -13,6 +13,7 @@
 
 #include "commands.h"
 #include "format.h"
+#include "kernels/kernels.h"
 #include "launcher.h"
 
 namespace bluefog::tools {
@@ -75,6 +76,9 @@ StatusOr<int> Start(const PerfOptions& options) {
     launch.command.push_back(fmt::format("--factor={}", options.factor));
     launch.command.push_back(fmt::format("--compute-us={}", options.compute_us));
   }
+  if (!options.message_dtype_name.empty()) {
+    launch.command.push_back("--message-dtype=" + options.message_dtype_name);
+  }
   return Launch(launch);
 }
 
@@ -118,6 +122,17 @@ Status PerfOptions::Parse() {
     dtype = DType::kFloat64;
   } else {
     return Bad("--dtype '" + dtype_name + "': use float32 or float64");
+  }
+  message_dtype = dtype;
+  if (!message_dtype_name.empty() && message_dtype_name != dtype_name) {
+    for (const DType narrow : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+      if (message_dtype_name == NameOf(narrow)) message_dtype = narrow;
+    }
+    if (op != Op::kNeighborAllreduce || !kernels::CanNarrow(dtype, message_dtype)) {
+      return Bad("--message-dtype '" + message_dtype_name +
+                 "': of neighbor_allreduce, float16 or bfloat16 for float32 tensors, these or "
+                 "float32 for float64 ones");
+    }
   }
   if (op == Op::kBarrier) {  // Has no tensors.
     bytes = {0};
@@ -173,6 +188,10 @@ void AddPerf(CLI::App& app) {
   command->add_option("--dtype", options->dtype_name, "float32 or float64")
       ->type_name("NAME")
       ->capture_default_str();
+  command
+      ->add_option("--message-dtype", options->message_dtype_name,
+                   "What travels: float16, bfloat16; default: the tensors' own type")
+      ->type_name("NAME");
   command
       ->add_option("--topology", options->topology,
                    "Of neighbor_allreduce; bluefog topo --list names them")

@@ -22,7 +22,7 @@ inline constexpr int kMaxPerfRanks = 128;
 
 struct PerfOptions {
   std::string op_name, bytes_text = "4K,1M,64M", buffers_text = "arena,private";
-  std::string dtype_name = "float32", topology = "ring", json;
+  std::string dtype_name = "float32", message_dtype_name, topology = "ring", json;
   int ranks = 2;
   int iterations = 0;  ///< Per round; 0: by size.
   int rounds = 9;
@@ -35,7 +35,7 @@ struct PerfOptions {
 
   // From the texts, by Parse.
   Op op = Op::kNeighborAllreduce;
-  DType dtype = DType::kFloat32;
+  DType dtype = DType::kFloat32, message_dtype = DType::kFloat32;
   std::vector<int64_t> bytes;
   std::vector<bool> in_arena;
   Status Parse();
@@ -130,7 +130,7 @@ class BareExchange {
   void Meet();
 
   const Op op_;
-  const DType dtype_;
+  const DType dtype_, message_dtype_;
   const int rank_, size_;
   const int64_t element_bytes_, chunk_, eager_bytes_;
   PerfArea* const area_;

@@ -130,6 +130,7 @@ BareExchange::BareExchange(const PerfOptions& options, const Config& config, Per
                            int rank)
     : op_(options.op),
       dtype_(options.dtype),
+      message_dtype_(options.message_dtype),
       rank_(rank),
       size_(options.ranks),
       element_bytes_(SizeOf(options.dtype)),
@@ -207,6 +208,8 @@ Status BareExchange::Pipelined(const Neighborhood& neighborhood, bool in_arena, 
       if (everybody || rank_ == 0) readers.push_back(r);
     }
   }
+  const bool narrow = message_dtype_ != dtype_;
+  in_arena = in_arena && !narrow;
   const int64_t chunk = in_arena ? std::max<int64_t>(count, 1) : kRingChunkBytes / element_bytes_;
   const auto chunks = static_cast<uint32_t>(std::max<int64_t>(1, (count + chunk - 1) / chunk));
   const bool streaming =
@@ -223,6 +226,10 @@ Status BareExchange::Pipelined(const Neighborhood& neighborhood, bool in_arena, 
   };
 
   const auto stage = [&](uint32_t c) {
+    if (narrow) {
+      const int64_t n = static_cast<int64_t>(bytes_of(c)) / element_bytes_;
+      return kernels::Narrow(dtype_, message_dtype_, n, at(rank_, c), ring(rank_, c));
+    }
     if (in_arena || readers.empty()) return;
     std::memcpy(ring(rank_, c), at(rank_, c), bytes_of(c));
   };
@@ -232,6 +239,12 @@ Status BareExchange::Pipelined(const Neighborhood& neighborhood, bool in_arena, 
     const size_t bytes = bytes_of(c);
     if (op_ == Op::kNeighborAllreduce) {
       const int64_t n = static_cast<int64_t>(bytes) / element_bytes_;
+      if (narrow) {
+        terms.clear();
+        for (const Edge& e : neighborhood.in) terms.push_back({at(e.rank, c), e.weight});
+        kernels::MixNarrow(dtype_, message_dtype_, n, to, 1.0, at(rank_, c), ring(rank_, c), terms);
+        return absl::OkStatus();
+      }
       terms.assign(1, {at(rank_, c), neighborhood.self_weight});
       for (const Edge& e : neighborhood.in) terms.push_back({at(e.rank, c), e.weight});
       return neighborhood.uniform ? kernels::SumDivide(dtype_, n, to, terms,

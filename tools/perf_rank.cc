@@ -36,11 +36,25 @@ void FillAs(std::byte* data, int64_t count, int rank) {
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(Base(rank) + Fraction(i));
 }
 
+/// What rounding to a type that numbers travel in may change, relatively.
+double RoundingOf(DType dtype) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return 8e-3;
+    case DType::kFloat16:
+      return 1e-3;
+    case DType::kFloat32:
+      return 1e-5;
+    default:
+      return 1e-13;
+  }
+}
+
 /// Index of the first element that is not a + b * Fraction(i), or -1.
 template <typename T>
-int64_t FirstWrongAs(const std::byte* data, int64_t count, double a, double b) {
+int64_t FirstWrongAs(const std::byte* data, int64_t count, double a, double b, DType message) {
   const auto* p = reinterpret_cast<const T*>(data);
-  const double tolerance = (std::abs(a) + std::abs(b)) * (sizeof(T) == 4 ? 1e-5 : 1e-13);
+  const double tolerance = (std::abs(a) + std::abs(b)) * RoundingOf(message);
   for (int64_t i = 0; i < count; ++i) {
     if (!(std::abs(static_cast<double>(p[i]) - (a + b * Fraction(i))) <= tolerance)) return i;
   }
@@ -139,6 +153,7 @@ class Rank {
     spec.op = options_.op;
     spec.name = fmt::format("perf.{}", number);
     spec.input = TensorView::Of(in, count, options_.dtype);
+    if (options_.message_dtype != options_.dtype) spec.message_dtype = options_.message_dtype;
     if (options_.op != Op::kBarrier) {
       spec.output = TensorView::Of(out.data(), out_bytes / SizeOf(options_.dtype), options_.dtype);
     }
@@ -224,8 +239,8 @@ class Rank {
       }
       const std::byte* from = out + part * count * SizeOf(options_.dtype);
       const int64_t wrong = options_.dtype == DType::kFloat32
-                                ? FirstWrongAs<float>(from, count, a, b)
-                                : FirstWrongAs<double>(from, count, a, b);
+                                ? FirstWrongAs<float>(from, count, a, b, options_.message_dtype)
+                                : FirstWrongAs<double>(from, count, a, b, options_.message_dtype);
       if (wrong < 0) continue;
       const double got = options_.dtype == DType::kFloat32
                              ? static_cast<double>(reinterpret_cast<const float*>(from)[wrong])
@@ -281,10 +296,13 @@ class Rank {
     const double busbw = algbw * ReceivedShare();
     const std::string buffers = options_.op == Op::kBarrier ? "none" : arena ? "arena" : "private";
     if (rows_.empty()) {
+      std::string types = options_.dtype_name;
+      if (options_.message_dtype != options_.dtype) {
+        types += fmt::format(" as {}", NameOf(options_.message_dtype));
+      }
       std::cout << fmt::format(
                        "{}, {} ranks, {}, {}; {} rounds; limit: the bare exchange, in turn\n",
-                       options_.op_name, options_.ranks, options_.dtype_name, options_.topology,
-                       options_.rounds)
+                       options_.op_name, options_.ranks, types, options_.topology, options_.rounds)
                 << fmt::format("{:>9} {:>8} {:>11} {:>11} {:>8} {:>8} {:>11} {:>6} {:>13} {:>8}\n",
                                "size", "buffers", "p50 us", "p90 us", "algbw", "busbw", "limit us",
                                "ratio", "min … max  ", "foreign");
@@ -303,6 +321,7 @@ class Rank {
                      {"bytes", bytes},
                      {"buffers", buffers},
                      {"dtype", options_.dtype_name},
+                     {"message_dtype", NameOf(options_.message_dtype)},
                      {"blocked", options_.blocked},
                      {"rounds", options_.rounds},
                      {"iterations", iterations},

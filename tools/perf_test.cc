@@ -92,6 +92,24 @@ TEST(Perf, SlowRankSlowsTheOthers) {
   }
 }
 
+TEST(Perf, MeasuresRoundedMessagesBesideABareExchangeThatRoundsToo) {
+  for (const std::string name : {"bfloat16", "float16"}) {
+    const std::string file = ::testing::TempDir() + "perf_narrow.json";
+    std::string out;
+    ASSERT_EQ(Perf("neighbor_allreduce -np 2 --bytes 4K,1M --rounds 2 --iterations 2 "
+                   "--message-dtype " +
+                       name + " --json " + file,
+                   &out),
+              0)
+        << out;
+    EXPECT_THAT(out, HasSubstr("float32 as " + name));
+    std::ifstream stream(file);
+    const auto rows = nlohmann::json::parse(stream);
+    ASSERT_EQ(rows.size(), 4);
+    EXPECT_EQ(rows[0]["message_dtype"], name);
+  }
+}
+
 TEST(Perf, WrongCallsNameTheCure) {
   const std::pair<const char*, const char*> kCalls[] = {
       {"gossip", "neighbor_allreduce, allreduce, broadcast, allgather, barrier"},
@@ -99,6 +117,8 @@ TEST(Perf, WrongCallsNameTheCure) {
       {"allreduce --bytes 6", "multiple of 4"},
       {"allreduce --dtype int8", "float32 or float64"},
       {"allreduce --buffers gpu", "arena,private"},
+      {"neighbor_allreduce --message-dtype int8", "float16 or bfloat16 for float32"},
+      {"allreduce --message-dtype bfloat16", "of neighbor_allreduce"},
       {"allreduce -np 0", "1 to 128"},
       {"allreduce --topology rung", "ring"},
       {"allreduce --slow-rank 2", "0 to 1"},

@@ -30,12 +30,13 @@ class Builder {
   }
 
   int32_t Publish(Range range, std::vector<Target> targets, std::vector<int32_t> after = {});
-  int32_t Receive(int peer, int32_t message, int64_t count);
+  int32_t Receive(int peer, int32_t message, int64_t count, Role role = Role::kInput);
   int32_t Copy(Range range, Source source, std::vector<int32_t> after = {});
   int32_t Combine(Range range, std::vector<Source> sources, double divisor,
                   std::vector<int32_t> after = {});
-  /// Makes room in kScratch.
+  /// Makes room in kScratch, or in kCoded.
   void ReserveScratch(int64_t count) { schedule_.scratch_count = count; }
+  void ReserveCoded(int64_t count) { schedule_.coded_count = count; }
   Schedule Finish() && { return std::move(schedule_); }
 
  private:

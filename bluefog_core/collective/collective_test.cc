@@ -17,7 +17,7 @@ const std::vector<int> kSizes = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 
 
 std::string Label(const std::string& name, const PlanInput& in) {
   return name + ", n = " + std::to_string(in.size) + ", " + std::to_string(in.count) + " elements" +
-         (in.in_place ? ", in place" : "");
+         (in.in_place ? ", in place" : "") + (in.coded ? ", coded" : "");
 }
 
 /// All counts, in place and not; fewer counts for many ranks, to save time.
@@ -41,10 +41,13 @@ TEST(NeighborAllreduce, AveragesOnEveryGeneratedGraph) {
       for (int64_t round = 0; round < sequence->period(); ++round) {
         const Topology& topology = sequence->at(round);
         ++graphs;
-        ForEachInput(size, [&](const PlanInput& in) {
+        ForEachInput(size, [&](PlanInput in) {
           const Values inputs = RandomInputs(size, in.count);
-          ExpectResult(PlanAll(in, topology), inputs, Mixed(topology, inputs),
-                       Label(generator.name, in), {.in_place = in.in_place});
+          for (in.coded = false;; in.coded = true) {
+            ExpectResult(PlanAll(in, topology), inputs, Mixed(topology, inputs),
+                         Label(generator.name, in), {.in_place = in.in_place});
+            if (in.coded) break;
+          }
         });
         if (HasFatalFailure()) return;
       }
@@ -57,7 +60,8 @@ TEST(NeighborAllreduce, UsesTheColumnOfDirectedWeights) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const int size = 2 + static_cast<int>(seed % 9);
     const Topology topology = RandomDigraph(size, seed);
-    ForEachInput(size, [&](const PlanInput& in) {
+    ForEachInput(size, [&](PlanInput in) {
+      in.coded = seed % 2 == 1;
       const Values inputs = RandomInputs(size, in.count);
       ExpectResult(PlanAll(in, topology), inputs, Mixed(topology, inputs),
                    Label("random digraph", in), {.in_place = in.in_place}, 4);
@@ -149,6 +153,32 @@ TEST(NeighborAllreduce, WithoutNeighboursTheResultIsTheWeightedInput) {
                    {.in_place = in.in_place});
     });
   }
+}
+
+TEST(NeighborAllreduce, CodedMessagesLeaveAndArriveEncoded) {
+  const Topology topology = RandomDigraph(6, 5);
+  const PlanInput in{.size = 6, .count = 101, .chunk = kChunk, .coded = true};
+  int messages = 0;
+  for (const Schedule& schedule : PlanAll(in, topology)) {
+    for (const Step& step : schedule.steps) {
+      if (step.kind != StepKind::kPublish && step.kind != StepKind::kReceive) continue;
+      EXPECT_EQ(step.range.role, Role::kCoded);
+      ++messages;
+    }
+  }
+  EXPECT_GT(messages, 0);
+}
+
+// One end of an edge cannot read what the other does not encode.
+TEST(NeighborAllreduce, BothEndsOfAnEdgeCode) {
+  const Topology ring = *Ring(3);
+  const Values inputs = RandomInputs(3, 20);
+  std::vector<Schedule> schedules = PlanAll({.size = 3, .count = 20, .chunk = kChunk}, ring);
+  schedules[1] = PlanNeighborAllreduce(
+      {.rank = 1, .size = 3, .count = 20, .chunk = kChunk, .coded = true}, ring.neighborhood(1));
+  const StatusOr<Values> outputs = Interpret(schedules, inputs);
+  ASSERT_FALSE(outputs.ok());
+  EXPECT_NE(outputs.status().message().find("encoded for one of both ends"), std::string::npos);
 }
 
 TEST(NeighborAllreduce, SendsOneMessagePerChunkAndEdgeAlsoWhenEmpty) {

@@ -24,7 +24,7 @@ struct Buffer {
 struct Rank {
   const Schedule* schedule = nullptr;
   std::vector<std::vector<double>> memory;  // Owns what buffers point at.
-  std::vector<Buffer> buffers[3];           // By role, kTile apart.
+  std::vector<Buffer> buffers[4];           // By role, kTile apart.
   std::vector<std::vector<double>> tiles;   // Of the group that runs, by payload.
   std::vector<double> consumed;             // What the toy plugin made of each element.
   std::vector<int> consumes, measures;      // How often each element was.
@@ -102,10 +102,11 @@ Status Run::Prepare(const std::vector<std::vector<double>>& inputs) {
     rank.schedule = &schedule;
     const bool plugin = std::any_of(schedule.steps.begin(), schedule.steps.end(),
                                     [](auto& step) { return step.kind == StepKind::kProduce; });
-    const int64_t counts[] = {schedule.input_count, schedule.output_count, schedule.scratch_count};
+    const int64_t counts[] = {schedule.input_count, schedule.output_count, schedule.scratch_count,
+                              schedule.coded_count};
     const size_t payloads = Index(schedule.buffers);
-    rank.memory.reserve(3 * payloads);
-    for (int role = 0; role < 3; ++role) {
+    rank.memory.reserve(4 * payloads);
+    for (int role = 0; role < 4; ++role) {
       for (size_t p = 0; p < payloads; ++p) {
         std::vector<double>* values = nullptr;
         if (options_.in_place && role == static_cast<int>(Role::kOutput)) {

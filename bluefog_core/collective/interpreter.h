@@ -1,7 +1,8 @@
 // Runs the schedules of all ranks in one thread, with doubles for elements, and checks them: every
 // message matches in number and length, nothing deadlocks, nothing is read before it is written, no
 // range is overwritten while a publish of it is outstanding, every send is received. Views are read
-// where they lie, in the sender's memory, as late as a schedule allows.
+// where they lie, in the sender's memory, as late as a schedule allows. Messages are coded without
+// loss here, so that they make no difference to values.
 #pragma once
 
 #include <cstdint>

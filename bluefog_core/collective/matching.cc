@@ -84,6 +84,9 @@ class Structure {
       case Role::kScratch:
         size = schedule_.scratch_count;
         break;
+      case Role::kCoded:
+        size = schedule_.coded_count;
+        break;
       case Role::kTile:
         size = schedule_.input_count;
         break;
@@ -137,7 +140,7 @@ class Structure {
         [[fallthrough]];
       case StepKind::kCombine:
         if (role == Role::kInput) return Error(i, "writes the input");
-        break;
+        return CheckCoded(i);
       case StepKind::kMeasure:
       case StepKind::kConsume:
         if (role == Role::kInput) return Error(i, "reads the input");
@@ -146,6 +149,34 @@ class Structure {
         return Error(i, "native steps cannot be interpreted");
     }
     return {};
+  }
+
+  /// What reads encoded messages knows how its own was encoded.
+  Status CheckCoded(int32_t i) const {
+    const Step& step = At(i);
+    int views = 0, coded = 0;
+    Range mine;
+    for (const Source& source : step.sources) {
+      if (source.receive < 0) {
+        mine = source.local;
+      } else {
+        ++views;
+        coded += At(source.receive).range.role == Role::kCoded ? 1 : 0;
+      }
+    }
+    if (coded == 0) return {};
+    if (coded != views || step.sources.size() != static_cast<size_t>(views) + 1 ||
+        step.kind == StepKind::kCopy) {
+      return Error(i, "encoded messages are combined with one local source, and with each other");
+    }
+    for (const int32_t before : step.after) {
+      const Step& encode = At(before);
+      if (encode.kind == StepKind::kCopy && encode.range.role == Role::kCoded &&
+          encode.sources[0].local == mine) {
+        return {};
+      }
+    }
+    return Error(i, "combines encoded messages before its own is encoded");
   }
 
   bool IsPeer(int rank) const {
@@ -242,7 +273,11 @@ StatusOr<Matching> Match(const std::vector<Schedule>& schedules, bool allow_unre
       const auto [from, publish] = message.publish;
       const auto from_index = static_cast<size_t>(from);
       const auto publish_index = static_cast<size_t>(publish);
-      const int64_t published = schedules[from_index].steps[publish_index].range.count;
+      const Range& range = schedules[from_index].steps[publish_index].range;
+      if ((range.role == Role::kCoded) != (step.range.role == Role::kCoded)) {
+        return StepError(schedules, {rank, i}, Describe(id) + " is encoded for one of both ends");
+      }
+      const int64_t published = range.count;
       if (published != step.range.count) {
         return StepError(
             schedules, {rank, i},

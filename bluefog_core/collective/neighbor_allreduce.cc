@@ -11,30 +11,37 @@ Schedule PlanNeighborAllreduce(const PlanInput& in, const Neighborhood& neighbor
   Builder plan(in.count, in.count);
   const std::vector<Edge>& sources = neighborhood.in;
   const std::vector<Edge>& destinations = neighborhood.out;
-  const bool stage = in.in_place && !destinations.empty();
-  if (stage) plan.ReserveScratch(in.count);
+  const bool coded = in.coded && !(sources.empty() && destinations.empty());
+  const bool stage = coded || (in.in_place && !destinations.empty());
+  const Role staging = coded ? Role::kCoded : Role::kScratch;
+  if (coded) {
+    plan.ReserveCoded(in.count);
+  } else if (stage) {
+    plan.ReserveScratch(in.count);
+  }
 
   int32_t message = 0;
   for (Piece piece : Cut(0, in.count, in.chunk)) {
     const Range mine = At(Role::kInput, piece);
-    std::vector<int32_t> before_publish;
-    if (stage) before_publish = {plan.Copy(At(Role::kScratch, piece), Local(mine))};
+    std::vector<int32_t> staged;
+    if (stage) staged = {plan.Copy(At(staging, piece), Local(mine))};
     if (!destinations.empty()) {
       std::vector<Target> targets;
       for (size_t k = 0; k < destinations.size(); ++k) {
         const double weight = send_weights.empty() ? 1.0 : send_weights[k];
         targets.push_back({destinations[k].rank, message, weight});
       }
-      plan.Publish(stage ? At(Role::kScratch, piece) : mine, std::move(targets), before_publish);
+      plan.Publish(stage ? At(staging, piece) : mine, std::move(targets), staged);
     }
 
     std::vector<Source> addends;
     const bool uniform = neighborhood.uniform && !sources.empty();
-    if (neighborhood.self_weight != 0.0) {
+    if (neighborhood.self_weight != 0.0 || coded) {
       addends.push_back(Local(mine, uniform ? 1.0 : neighborhood.self_weight));
     }
     for (const Edge& edge : sources) {
-      const int32_t receive = plan.Receive(edge.rank, message, piece.count);
+      const int32_t receive =
+          plan.Receive(edge.rank, message, piece.count, coded ? Role::kCoded : Role::kInput);
       if (edge.weight != 0.0) addends.push_back(View(receive, uniform ? 1.0 : edge.weight));
     }
     const Range result = At(Role::kOutput, piece);
@@ -43,7 +50,7 @@ Schedule PlanNeighborAllreduce(const PlanInput& in, const Neighborhood& neighbor
       if (!in.in_place) plan.Copy(result, Local(mine));
     } else {
       const double divisor = uniform ? static_cast<double>(sources.size() + 1) : 0.0;
-      plan.Combine(result, std::move(addends), divisor, std::move(before_publish));
+      plan.Combine(result, std::move(addends), divisor, std::move(staged));
     }
     ++message;
   }

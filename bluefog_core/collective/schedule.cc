@@ -18,6 +18,8 @@ const char* NameOf(Role role) {
       return "output";
     case Role::kScratch:
       return "scratch";
+    case Role::kCoded:
+      return "coded";
     case Role::kTile:
       return "tile";
   }
@@ -28,6 +30,7 @@ void Print(const Step& step, std::ostream& out) {
   out << NameOf(step.kind);
   if (step.kind == StepKind::kReceive) {
     out << " message " << step.message << " of rank " << step.peer << ", " << step.range.count;
+    if (step.range.role == Role::kCoded) out << " coded";
   } else {
     out << " " << ToString(step.range);
   }
@@ -134,9 +137,11 @@ int32_t Builder::Publish(Range range, std::vector<Target> targets, std::vector<i
                  .after = std::move(after)});
 }
 
-int32_t Builder::Receive(int peer, int32_t message, int64_t count) {
-  return Append(
-      {.kind = StepKind::kReceive, .range = {.count = count}, .peer = peer, .message = message});
+int32_t Builder::Receive(int peer, int32_t message, int64_t count, Role role) {
+  return Append({.kind = StepKind::kReceive,
+                 .range = {.role = role, .count = count},
+                 .peer = peer,
+                 .message = message});
 }
 
 int32_t Builder::Copy(Range range, Source source, std::vector<int32_t> after) {

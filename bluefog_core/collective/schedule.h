@@ -17,6 +17,7 @@ enum class Role : uint8_t {
   kInput,    ///< The payload this rank contributes; for a plugin what Produce writes.
   kOutput,   ///< The result; for a plugin what Consume reads.
   kScratch,  ///< Memory for the length of the operation, owned by the executor.
+  kCoded,    ///< The same for encoded messages: what is written there is encoded.
   kTile,     ///< Exists tile by tile between a combine and the consume after it, never as a whole.
 };
 
@@ -73,6 +74,13 @@ struct Target {
 /// then one division; where a header brought another weight, the weighted sum divided by the
 /// divisor. A local source may be the very range that is written.
 ///
+/// Coded. A kCopy to kCoded encodes its source; what is published from there travels encoded, and
+/// is taken by a kReceive whose range has that role. A combine of such views has one local source x
+/// (in the list also when its weight is 0), and in `after` the step that encoded x. With Q(m) for
+/// what a message stands for it writes t*x + sum of weight * (Q(view) - Q(x)), t being the sum of
+/// all weights: where every rank gives away as much weight as it takes, the sum over the ranks is
+/// what it would be without a codec, whatever Q is.
+///
 /// Groups. Steps of one group are neighbours in the list: for each payload one combine or copy,
 /// then their consume over the same begin and count. They are run as one, tile by tile; the group
 /// is runnable when each of its steps is, dependencies inside the group apart. A kCombine to kTile
@@ -80,7 +88,7 @@ struct Target {
 /// copy's source itself, a view or (on a silent step) the payload. kTile appears in groups only.
 struct Step {
   StepKind kind = StepKind::kCopy;
-  Range range;                    ///< Of kReceive only range.count is set: the elements expected.
+  Range range;  ///< Of kReceive only count is set, the elements expected, and for kCoded the role.
   std::vector<Target> targets{};  ///< kPublish; not empty.
   int peer = -1;                  ///< kReceive
   int32_t message = 0;            ///< kReceive
@@ -102,7 +110,7 @@ struct Schedule {
   int buffers = 1;
   /// Elements of each buffer by role; the same for every payload. output_count is 0 where
   /// everything passes through kTile.
-  int64_t input_count = 0, output_count = 0, scratch_count = 0;
+  int64_t input_count = 0, output_count = 0, scratch_count = 0, coded_count = 0;
   std::vector<int> sources() const;       ///< Ranks this one receives from, ascending.
   std::vector<int> destinations() const;  ///< Ranks this one sends to, ascending.
   std::string ToString() const;           ///< One line per step.
@@ -119,6 +127,8 @@ struct PlanInput {
   /// overwritten is copied to kScratch and published from there, or the write waits for the release
   /// where that cannot close a cycle. Not for allgather.
   bool in_place = false;
+  /// Messages are coded (Role::kCoded). Of neighbor_allreduce.
+  bool coded = false;
 };
 
 /// y = self*x + sum over in-edges; an in-edge of weight 0 is received and left out. The combine's

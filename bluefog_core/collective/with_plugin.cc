@@ -30,6 +30,7 @@ class Wrapper {
     result_.buffers = plan.payloads;
     result_.input_count = exchange.input_count;
     result_.scratch_count = exchange.scratch_count;
+    result_.coded_count = exchange.coded_count;
     for (const Step& step : exchange.steps) {
       for (const Range& read : LocalReads(step)) {
         if (read.role == Role::kOutput) output_reads_.push_back(read);

@@ -11,16 +11,18 @@ constexpr int64_t kChunk = 16;
 const std::vector<int> kSizes = {1, 2, 3, 5, 8, 16};
 const std::vector<int64_t> kCounts = {1, 7, 101, 160};
 
-enum class Kind { kNeighbors, kDirected, kOneShot, kSharded, kLocal };
+enum class Kind { kNeighbors, kDirected, kCoded, kOneShot, kSharded, kLocal };
 
 Topology TopologyOf(Kind kind, int size) {
-  return kind == Kind::kDirected ? RandomDigraph(size, 11) : *Exponential(size);
+  return kind == Kind::kNeighbors ? *Exponential(size) : RandomDigraph(size, 11);
 }
 
-Schedule PlanExchange(Kind kind, const PlanInput& in) {
+Schedule PlanExchange(Kind kind, PlanInput in) {
+  in.coded = kind == Kind::kCoded;
   switch (kind) {
     case Kind::kNeighbors:
     case Kind::kDirected:
+    case Kind::kCoded:
       return PlanNeighborAllreduce(in, TopologyOf(kind, in.size).neighborhood(in.rank));
     case Kind::kOneShot:
       return PlanAllreduce(in, true, true);
@@ -36,6 +38,7 @@ Values ExpectedMix(Kind kind, const Values& inputs) {
   switch (kind) {
     case Kind::kNeighbors:
     case Kind::kDirected:
+    case Kind::kCoded:
       return Mixed(TopologyOf(kind, static_cast<int>(inputs.size())), inputs);
     case Kind::kOneShot:
     case Kind::kSharded: {
@@ -51,8 +54,8 @@ Values ExpectedMix(Kind kind, const Values& inputs) {
 
 template <typename Body>
 void ForEachExchange(Body body) {
-  for (Kind kind :
-       {Kind::kNeighbors, Kind::kDirected, Kind::kOneShot, Kind::kSharded, Kind::kLocal}) {
+  for (Kind kind : {Kind::kNeighbors, Kind::kDirected, Kind::kCoded, Kind::kOneShot, Kind::kSharded,
+                    Kind::kLocal}) {
     for (int size : kSizes) {
       for (int64_t count : kCounts) {
         body(kind, PlanInput{.size = size, .count = count, .chunk = kChunk});

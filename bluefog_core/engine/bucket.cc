@@ -1,6 +1,7 @@
 #include "engine/bucket.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <bluefog/elementwise.h>
 
@@ -14,13 +15,13 @@ void OptimizerShared::Fail(const Status& status) {
   if (failure.ok()) failure = status;
 }
 
-void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan, bool delayed,
-                       bool previous_first, bool consume_open, uint64_t plan_hash) {
+void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan, Mode mode,
+                       bool consume_open, uint64_t plan_hash) {
   in_use_.store(true, std::memory_order_release);
   ctx_ = ctx;
   plan_ = std::move(plan);
-  delayed_ = delayed;
-  previous_first_ = previous_first;
+  mode_ = mode;
+  exchanged_before_ = std::exchange(bucket_->exchanged, ctx.exchanged);
   consume_open_ = consume_open;
   plan_hash_ = plan_hash;
   hyper_ = shared_->hypers[static_cast<size_t>(bucket_->group)];
@@ -34,12 +35,14 @@ void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan,
   shared_->in_flight.fetch_add(1);
 }
 
+bool BucketStep::MayProduce() const {
+  return bucket_->occupant[slot()] == nullptr &&
+         (mode_ == Mode::kAtOnce || bucket_->occupant[slot_before()] == nullptr);
+}
+
 void BucketStep::Start(Executor* executor) {
   executor_ = executor;
-  BucketStep* const before = previous_first_
-                                 ? bucket_->occupant[(slot() + Bucket::kDepth - 1) % Bucket::kDepth]
-                                 : bucket_->occupant[slot()];
-  const bool wait = before != nullptr || bucket_->occupant[slot()] != nullptr;
+  const bool wait = !MayProduce() || !bucket_->waiting.empty();
   Operation* op = executor->NewOperation();
   static_cast<Submission&>(*op) = Submission{};
   const int64_t es = SizeOf(bucket_->dtype);
@@ -57,6 +60,13 @@ void BucketStep::Start(Executor* executor) {
       op->out[p] = bucket_->mixed[slot()].get() + p * bucket_->count * es;
     }
   }
+  if (plan_->encodings > 0) {
+    op->codec = bucket_->codec;
+    op->coded_stride = bucket_->coded_stride;
+    for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {
+      op->coded[p] = bucket_->coded[slot()].get() + p * bucket_->coded_bytes;
+    }
+  }
   op->plan_hash = plan_hash_;
   op->value = hyper_.lr;
   op->step = ctx_.step;
@@ -70,9 +80,12 @@ void BucketStep::Start(Executor* executor) {
   op->produce_open = !wait;
   op->consume_open = consume_open_;
   op_ = op;
-  if (wait) bucket_->waiting = this;
-  // Occupied from now on; the one before gives it up in OnDone.
-  if (bucket_->occupant[slot()] == nullptr) bucket_->occupant[slot()] = this;
+  // Whoever is in the way gives it up in OnDone.
+  if (wait) {
+    bucket_->waiting.push_back(this);
+  } else {
+    bucket_->occupant[slot()] = this;
+  }
   executor->Start(op);
 }
 
@@ -86,7 +99,7 @@ void BucketStep::Abandon(Executor* executor, const Status& status) {
 }
 
 std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
-                                              std::span<const std::byte* const> mixed, int slot) {
+                                              std::span<const std::byte* const> mixed) {
   const Traits& traits = shared_->plugin->traits();
   const int64_t es = SizeOf(bucket_->dtype);
   const auto at = [es](auto* base, int64_t offset) {
@@ -98,7 +111,7 @@ std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
   const auto& offsets = bucket_->offsets;
   auto i = static_cast<size_t>(std::upper_bound(offsets.begin(), offsets.end(), begin) -
                                offsets.begin() - 1);
-  const std::byte* payload = bucket_->payload[slot].get();
+  const std::byte* payload = bucket_->payload[slot()].get();
   for (int64_t done = 0; done < count; ++i) {
     const int64_t position = begin + done;
     Segment s;
@@ -128,21 +141,40 @@ std::span<const Segment> BucketStep::Segments(int64_t begin, int64_t count,
 }
 
 void BucketStep::Produce(int64_t begin, int64_t count) {
-  const int64_t es = SizeOf(bucket_->dtype);
-  if (delayed_) {
-    // First the average of the step before and what was sent for it, with the gradient that is
-    // there now.
-    const int before = (slot() + Bucket::kDepth - 1) % Bucket::kDepth;
-    std::array<const std::byte*, kMaxPayloads> mixed{};
-    for (int p = 0; p < shared_->plugin->traits().payloads; ++p) {
-      mixed[p] = bucket_->mixed[before].get() + (p * bucket_->count + begin) * es;
-    }
-    const Status status = shared_->plugin->Consume(
-        ctx_, Segments(begin, count, std::span<const std::byte* const>(mixed), before));
-    if (!status.ok()) shared_->Fail(status);
+  if (mode_ == Mode::kAtOnce || mode_ == Mode::kEarly) {
+    const std::span<const Segment> segments = Segments(begin, count, {});
+    shared_->plugin->Produce(ctx_, segments);
+    CountNonFinite(segments);
+    return;
   }
-  const std::span<const Segment> segments = Segments(begin, count, {}, slot());
-  shared_->plugin->Produce(ctx_, segments);
+  if (mode_ == Mode::kUpdated) Update(begin, count);
+  for (const Segment& s : Segments(begin, count, {})) {
+    elementwise::Copy(ctx_.dtype, s.n, s.payload[0], s.x);
+  }
+}
+
+void BucketStep::Update(int64_t begin, int64_t count) {
+  const int64_t es = SizeOf(bucket_->dtype);
+  std::byte* average = bucket_->mixed[slot_before()].get() + begin * es;
+  const std::byte* sent = bucket_->payload[slot_before()].get() + begin * es;
+  StepContext ctx = ctx_;
+  --ctx.step;
+  ctx.exchanged = exchanged_before_;
+  // What the caller did to x since it was sent stays: x + (W sent - sent).
+  elementwise::Sub(ctx.dtype, count, average, average, sent);
+  Segments(begin, count, {});
+  for (Segment& s : segments_) {
+    elementwise::Add(ctx.dtype, s.n, average, average, s.x);
+    s.x = std::exchange(average, average + s.n * es);
+  }
+  shared_->plugin->Produce(ctx, segments_);
+  CountNonFinite(segments_);
+  const std::byte* made = bucket_->payload[slot()].get() + begin * es;
+  const Status status = shared_->plugin->Consume(ctx, Segments(begin, count, {&made, 1}));
+  if (!status.ok()) shared_->Fail(status);
+}
+
+void BucketStep::CountNonFinite(std::span<const Segment> segments) {
   int64_t bad = 0;
   for (const Segment& s : segments) {
     if (s.g != shared_->zeros.data() && s.g != nullptr) {
@@ -154,7 +186,7 @@ void BucketStep::Produce(int64_t begin, int64_t count) {
 
 void BucketStep::Measure(int ordinal, int64_t begin, int64_t count,
                          std::span<const std::byte* const> mixed) {
-  Segments(begin, count, mixed, slot());
+  Segments(begin, count, mixed);
   // Partials of their own for each measure step, so that the order of arrival does not matter.
   const auto shift = static_cast<std::ptrdiff_t>(static_cast<size_t>(ordinal) * totals_.size());
   for (Segment& s : segments_) s.measure = partials_.data() + shift + (s.measure - totals_.data());
@@ -166,7 +198,7 @@ Status BucketStep::Consume(int64_t begin, int64_t count, std::span<const std::by
     reduced_ = true;
     for (size_t i = 0; i < partials_.size(); ++i) totals_[i % totals_.size()] += partials_[i];
   }
-  return shared_->plugin->Consume(ctx_, Segments(begin, count, mixed, slot()));
+  return shared_->plugin->Consume(ctx_, Segments(begin, count, mixed));
 }
 
 void BucketStep::OnProduced() {
@@ -185,18 +217,13 @@ void BucketStep::OnDone(const Status& status) {
   if (!consumed_ && plan_->consumes > 0) shared_->CountConsumed();
   op_ = nullptr;
   if (bucket_->occupant[slot()] == this) bucket_->occupant[slot()] = nullptr;
-  if (BucketStep* next = bucket_->waiting; next == this) {
-    bucket_->waiting = nullptr;
-  } else if (next != nullptr && next->op_ != nullptr) {
-    const bool previous_done =
-        !next->previous_first_ ||
-        bucket_->occupant[(next->slot() + Bucket::kDepth - 1) % Bucket::kDepth] == nullptr;
-    BucketStep*& mine = bucket_->occupant[next->slot()];
-    if (previous_done && (mine == nullptr || mine == next)) {
-      mine = next;
-      bucket_->waiting = nullptr;
-      executor_->OpenGates(next->op_, true, false);
-    }
+  std::vector<BucketStep*>& waiting = bucket_->waiting;
+  std::erase(waiting, this);
+  if (BucketStep* next = waiting.empty() ? nullptr : waiting.front();
+      next != nullptr && next->MayProduce()) {
+    bucket_->occupant[next->slot()] = next;
+    waiting.erase(waiting.begin());
+    executor_->OpenGates(next->op_, true, false);
   }
   std::vector<int> peers;
   if (!status.ok()) peers = plan_->peers;

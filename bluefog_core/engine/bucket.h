@@ -58,14 +58,18 @@ struct Bucket {
   /// Payload slots in the arena: two steps, each all payloads; and the averages where they are
   /// kept.
   static constexpr int kDepth = 2;
-  std::array<std::shared_ptr<std::byte>, kDepth> payload, mixed;
+  std::array<std::shared_ptr<std::byte>, kDepth> payload, mixed, coded;
+  const Codec* codec = nullptr;   ///< Of messages to neighbours.
+  int64_t coded_stride = 0;       ///< Of `coded`, in bytes an element.
+  int64_t coded_bytes = 0;        ///< Of one payload there.
+  bool exchanged = true;          ///< Not silent: the last one that was submitted.
   int ready = 0;                  ///< Parameters of this step that are ready.
   bool submitted = false;         ///< In this step.
   BucketStep* current = nullptr;  ///< Of this step (early payloads: made in the last one).
   std::vector<std::unique_ptr<BucketStep>> steps;
-  // Under the progress lock: who occupies each payload slot, and who waits for it.
+  // Under the progress lock: who occupies each payload slot, and who waits for one.
   std::array<BucketStep*, kDepth> occupant{};
-  BucketStep* waiting = nullptr;
+  std::vector<BucketStep*> waiting;  ///< In order of submission.
 };
 
 class BucketStep final : public PluginHooks {
@@ -73,9 +77,16 @@ class BucketStep final : public PluginHooks {
   BucketStep(OptimizerShared* shared, Bucket* bucket) : shared_(shared), bucket_(bucket) {}
 
   bool in_use() const { return in_use_.load(std::memory_order_acquire); }
-  /// On the caller's thread. `previous_first`: produce only when the operation before is done.
-  void Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan, bool delayed,
-             bool previous_first, bool consume_open, uint64_t plan_hash);
+  enum class Mode : uint8_t {
+    kAtOnce,
+    kEarly,    ///< The payload is known before the gradient.
+    kModel,    ///< Delayed: the model as it is.
+    kUpdated,  ///< Delayed: the model after a gradient step that takes the average before.
+  };
+  /// On the caller's thread. All modes but the first produce only when the operation before is
+  /// done.
+  void Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan, Mode mode, bool consume_open,
+             uint64_t plan_hash);
   /// Under the progress lock.
   void Start(Executor* executor);
   void OpenConsume(Executor* executor);
@@ -85,7 +96,6 @@ class BucketStep final : public PluginHooks {
   void Measure(int ordinal, int64_t begin, int64_t count,
                std::span<const std::byte* const> mixed) override;
   Status Consume(int64_t begin, int64_t count, std::span<const std::byte* const> mixed) override;
-  const Codec* codec() const override { return shared_->plugin->codec(); }
   void OnProduced() override;
   void OnConsumed() override;
   void OnDone(const Status& status) override;
@@ -93,17 +103,23 @@ class BucketStep final : public PluginHooks {
   std::string Describe() const override;
 
  private:
-  /// `slot`: of the payloads, this step's or the one's before.
   std::span<const Segment> Segments(int64_t begin, int64_t count,
-                                    std::span<const std::byte* const> mixed, int slot);
+                                    std::span<const std::byte* const> mixed);
+  bool MayProduce() const;
+  /// Delayed: the gradient step on these elements.
+  void Update(int64_t begin, int64_t count);
+  void CountNonFinite(std::span<const Segment> segments);
   int slot() const { return static_cast<int>(ctx_.step % Bucket::kDepth); }
+  int slot_before() const { return (slot() + Bucket::kDepth - 1) % Bucket::kDepth; }
 
   OptimizerShared* const shared_;
   Bucket* const bucket_;
   std::atomic<bool> in_use_{false};
   StepContext ctx_;
+  bool exchanged_before_ = true;  ///< By the operation before.
   std::shared_ptr<const Plan> plan_;
-  bool delayed_ = false, previous_first_ = false, consume_open_ = true;
+  Mode mode_ = Mode::kAtOnce;
+  bool consume_open_ = true;
   uint64_t plan_hash_ = 1;
   Hyper hyper_;  ///< What its messages stand for; the caller may be at the next step's.
   Operation* op_ = nullptr;

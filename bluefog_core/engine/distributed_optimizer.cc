@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/agreement.h"
+#include "engine/codec.h"
 #include "engine/distributed_optimizer_impl.h"
 #include "engine/hyper.h"
 
@@ -95,6 +96,8 @@ Status DistributedOptimizerImpl::Prepare() {
         "optimizer plugin '" + t.name +
         "' asks for more payloads, states, measures or hyper-parameters than exist");
   }
+  if (Status s = CheckMessages(); !s.ok()) return s;
+  if (Status s = CheckDelayed(); !s.ok()) return s;
   title_ = shared_.name + " (" + t.name + ")";
   shared_.params = std::move(options_.params);
   shared_.bindings.resize(shared_.params.size());
@@ -112,6 +115,42 @@ Status DistributedOptimizerImpl::Prepare() {
   return absl::OkStatus();
 }
 
+Status DistributedOptimizerImpl::CheckMessages() const {
+  if (!options_.message_dtype.has_value()) return absl::OkStatus();
+  const std::string what = std::string("message_dtype=") + NameOf(*options_.message_dtype);
+  if (!traits().uses_topology) {
+    return absl::InvalidArgumentError(
+        what + " is for messages to neighbours; " + traits().name +
+        " averages over all ranks, where each sum would be rounded again");
+  }
+  if (const Codec* codec = shared_.plugin->codec(); codec != nullptr) {
+    return absl::InvalidArgumentError(what + ": the messages of " + traits().name +
+                                      " are coded by '" + codec->name() + "' already");
+  }
+  for (const ParameterInfo& p : options_.params) {
+    if (Status s = MessageCodec(p.dtype, *options_.message_dtype).status(); !s.ok()) {
+      return absl::InvalidArgumentError("parameter '" + p.name + "': " + std::string(s.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::CheckDelayed() const {
+  if (!delayed()) return absl::OkStatus();
+  const Traits& t = traits();
+  if (t.delayed.empty()) {
+    return absl::InvalidArgumentError(t.name + " has no delayed mode" +
+                                      (t.delayed_reason.empty() ? "" : ": " + t.delayed_reason));
+  }
+  if (t.payloads != 1 || t.payload_time != PayloadTime::kGradient ||
+      t.consume != ConsumeTrigger::kCombined || t.measure_scope != MeasureScope::kNone) {
+    return absl::InvalidArgumentError("optimizer plugin '" + t.name +
+                                      "': delayed mode is for one payload that needs the "
+                                      "gradient, consumed when combined, without measures");
+  }
+  return absl::OkStatus();
+}
+
 Status DistributedOptimizerImpl::Init() {
   shared_.name = options_.name.empty() ? shared_.engine->NextOptimizer() : options_.name;
   if (Status s = Prepare(); !s.ok()) {
@@ -119,8 +158,14 @@ Status DistributedOptimizerImpl::Init() {
     return s;
   }
   // Agreement first: buckets of different lengths would only say that something differs.
-  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, traits().name, options_.agreed,
-                                  step_, shared_.params, options_.interrupted);
+  std::string settings = options_.agreed;
+  const auto add = [&](const std::string& text) {
+    settings += (settings.empty() ? "" : ", ") + text;
+  };
+  if (options_.message_dtype) add(std::string("message_dtype=") + NameOf(*options_.message_dtype));
+  if (delayed()) add("delayed");
+  if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, traits().name, settings, step_,
+                                  shared_.params, options_.interrupted);
       !s.ok()) {
     return s;
   }
@@ -168,30 +213,44 @@ void DistributedOptimizerImpl::MakeBuckets() {
 
 Status DistributedOptimizerImpl::AllocateSlots() {
   const Config& config = shared_.engine->config();
-  for (auto& bucket : buckets_) {
-    const int64_t bytes = traits().payloads * bucket->count * SizeOf(bucket->dtype);
-    for (int d = 0; d < Bucket::kDepth; ++d) {
-      auto slot = shared_.engine->arena()->Allocate(bytes);
-      if (!slot.ok()) return Located(slot.status());
-      bucket->payload[d] = *std::move(slot);
+  const auto allocate = [&](int64_t bytes, auto* slots) -> Status {
+    for (auto& slot : *slots) {
+      auto memory = shared_.engine->arena()->Allocate(bytes);
+      if (!memory.ok()) return Located(memory.status());
+      slot = *std::move(memory);
       bytes_pinned_ += bytes;
     }
-  }
-  int64_t longest = std::max<int64_t>(config.tile_bytes, 64 * 8);
-  if (const Codec* codec = shared_.plugin->codec(); codec != nullptr) {
-    // Whole messages are decoded and consumed at once, and encoded into one slot.
-    longest = std::max(longest, config.chunk_bytes);
-    for (const auto& bucket : buckets_) {
-      const int64_t n = std::min(bucket->count, config.chunk_bytes / SizeOf(bucket->dtype));
-      const int64_t bytes = codec->MaxBytes(bucket->dtype, n);
-      if (bytes > SlotBytes(config)) {
-        return absl::InvalidArgumentError(
-            "optimizer plugin '" + traits().name + "': its codec '" + codec->name() +
-            "' makes up to " + std::to_string(bytes) + " bytes of " + std::to_string(n) +
-            " elements, a message holds " + std::to_string(SlotBytes(config)));
-      }
+    return absl::OkStatus();
+  };
+  bool whole_messages = false;
+  for (auto& bucket : buckets_) {
+    const int64_t es = SizeOf(bucket->dtype);
+    if (Status s = allocate(traits().payloads * bucket->count * es, &bucket->payload); !s.ok()) {
+      return s;
     }
+    bucket->codec = shared_.plugin->codec();
+    if (options_.message_dtype.has_value()) {
+      bucket->codec = *MessageCodec(bucket->dtype, *options_.message_dtype);
+    }
+    if (bucket->codec == nullptr) continue;
+    const Codec& codec = *bucket->codec;
+    const int64_t chunk = std::max<int64_t>(1, config.chunk_bytes / es);
+    if (const int64_t bytes = codec.MaxBytes(bucket->dtype, chunk); bytes > SlotBytes(config)) {
+      return absl::InvalidArgumentError(
+          "optimizer plugin '" + traits().name + "': its codec '" + codec.name() +
+          "' makes up to " + std::to_string(bytes) + " bytes of " + std::to_string(chunk) +
+          " elements, a message holds " + std::to_string(SlotBytes(config)));
+    }
+    bucket->coded_stride = CodedStride(codec, bucket->dtype, chunk);
+    bucket->coded_bytes = CodedBytes(codec, bucket->dtype, bucket->count, chunk);
+    if (Status s = allocate(traits().payloads * bucket->coded_bytes, &bucket->coded); !s.ok()) {
+      return s;
+    }
+    whole_messages = whole_messages || codec.ElementBytes() == 0;
   }
+  // Stands for as many elements as are consumed at once.
+  int64_t longest = std::max<int64_t>(config.tile_bytes, 64 * 8);
+  if (whole_messages) longest = std::max(longest, config.chunk_bytes);
   shared_.zeros.resize(static_cast<size_t>(longest));
   return absl::OkStatus();
 }
@@ -211,6 +270,7 @@ Status DistributedOptimizerImpl::SetStep(int64_t step) {
                                          ", the payloads of this step have already left");
   }
   step_ = step;
+  has_delayed_ = false;  // The averages under way are of another model; this one is sent anew.
   return absl::OkStatus();
 }
 
@@ -218,7 +278,8 @@ Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySeque
                                              int64_t from_step) {
   if (topology == nullptr) return absl::InvalidArgumentError(Where() + ": no topology");
   if (Status s = CheckSize(*topology); !s.ok()) return s;
-  const int64_t next = step_ + (in_step_ || has_early_ ? 1 : 0);
+  const int64_t next =
+      step_ + (in_step_ || has_early_ ? 1 : 0) + (delayed() && (in_step_ || has_delayed_) ? 1 : 0);
   if (from_step < next) {
     return absl::InvalidArgumentError(
         Where() + ": a topology for step " + std::to_string(from_step) +

@@ -37,11 +37,15 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
                    std::span<const Hyper> hypers) override;
   Status WaitStep(std::chrono::nanoseconds timeout) override;
   Status Step(std::span<const ParameterBinding> bindings, std::span<const Hyper> hypers) override;
+  Status Synchronize(std::span<const ParameterBinding> bindings,
+                     std::chrono::nanoseconds timeout) override;
 
  private:
   Status Prepare();
+  Status CheckMessages() const;
+  Status CheckDelayed() const;
   bool early() const { return traits().payload_time == PayloadTime::kEarly; }
-  bool delayed() const { return traits().consume == ConsumeTrigger::kNextGradient; }
+  bool delayed() const { return options_.delayed; }
   /// Head of an error: "rank 1: dsgd, step 3", and ", parameter 'w'".
   std::string Where() const;
   std::string Where(int param) const;
@@ -63,7 +67,9 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   StatusOr<const Exchange*> ExchangeOf(const StepPlan& exchanges) const;
   Status AllocateMixed(Bucket& bucket);
   BucketStep* FreeStepOf(Bucket& bucket);
-  Status SubmitBucket(Bucket& bucket, int64_t step, bool consume_open);
+  Status SubmitBucket(Bucket& bucket, bool consume_open);
+  Status SubmitExchange(Bucket& bucket, int64_t step, const TopologySequence& topology,
+                        BucketStep::Mode mode, bool consume_open);
   Status SubmitEarly();
   /// The step cannot go on here: nobody is to wait for it, nor for a later one.
   void GiveUp(const Status& status);
@@ -80,11 +86,12 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   bool in_step_ = false, begun_ = false;
   bool has_early_ = false;    ///< The early payloads of step_ are under way.
   bool leaving_ = false;      ///< And x is still the engine's, until they are written.
-  bool has_delayed_ = false;  ///< The averages of the step before wait to be consumed.
+  bool has_delayed_ = false;  ///< The averages for step_ are under way since the one before.
   int64_t bytes_pinned_ = 0;
   std::map<int64_t, std::shared_ptr<const TopologySequence>> topologies_;  ///< From step on.
   /// Of the step under way, whatever is set meanwhile; the last one that was checked.
   std::shared_ptr<const TopologySequence> topology_;
+  std::shared_ptr<const TopologySequence> first_topology_;  ///< Delayed: of a model never sent.
 };
 
 }  // namespace bluefog

@@ -61,15 +61,16 @@ void Executor::Start(Operation* op) {
   op->blocked.clear();
   op->publishes_open.clear();
   op->publishes = FirstOf(&op->publish_memory, plan.publishes);
-  for (Operation::Publish& p : op->publishes) p.prepared = p.is_encoded = false;
+  for (Operation::Publish& p : op->publishes) p.prepared = false;
   op->receives = FirstOf(&op->receive_memory, plan.receives);
+  op->encoded_bytes.assign(static_cast<size_t>(plan.encodings), 0);
   op->posted.assign(plan.destinations.size(), Operation::kNotPosted);
   op->in_line.assign(plan.destinations.size(), false);
   op->inflight.clear();
   op->broken.clear();
   op->units_left = static_cast<int32_t>(plan.units.size());
   op->produces_left = plan.produces;
-  op->consumes_left = plan.consumes;
+  op->answers_left = plan.answers;
   op->send_slots = op->fetch_slots = op->fetching = op->ahead = 0;
   op->fetch_waiting.clear();
   op->started_ns = NowNs();
@@ -77,7 +78,8 @@ void Executor::Start(Operation* op) {
   op->next_report_ns = op->started_ns + config_.stall_report_ms * kMillisecond;
   op->probed = false;
   op->needs_posts =
-      !op->dedicated && plan.largest_message * op->element_bytes > config_.eager_bytes;
+      !op->dedicated && std::max(plan.largest_message * op->element_bytes,
+                                 plan.largest_coded * op->coded_stride) > config_.eager_bytes;
   // How far these grow is chance: at once, so that the memory is there after the first operations.
   op->starts.Reserve(plan.units.size());
   op->ready.Reserve(plan.units.size());
@@ -202,9 +204,9 @@ void Executor::CompleteUnit(Operation* op, int32_t u) {
   if (kind == StepKind::kProduce && --op->produces_left == 0 && op->hooks != nullptr) {
     op->hooks->OnProduced();
   }
-  if (unit.consume && --op->consumes_left == 0 && op->hooks != nullptr) {
+  if (unit.answers && --op->answers_left == 0 && op->hooks != nullptr) {
     Answered(op);
-    op->hooks->OnConsumed();
+    if (plan.consumes > 0) op->hooks->OnConsumed();
   }
 }
 

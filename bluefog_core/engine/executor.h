@@ -144,8 +144,11 @@ class Executor {
   Status ComputeGroup(Operation* op, const Plan::Unit& unit);
   Status CombineInto(Operation* op, const collective::Step& step, int64_t begin, int64_t count,
                      std::byte* out, bool streaming);
-  std::span<const std::byte> Encoded(Operation* op, const collective::Range& range);
-  Status CombineCoded(Operation* op, const collective::Step& step, std::byte* out);
+  Status Encode(Operation* op, const collective::Step& step, int32_t ordinal);
+  std::span<const std::byte> Bytes(const Operation& op, const collective::Step& step) const;
+  bool IsCoded(const Operation& op, const collective::Step& step) const;
+  Status CombineCoded(Operation* op, const collective::Step& step, int64_t begin, int64_t count,
+                      std::byte* out);
   std::byte* At(const Operation& op, const collective::Range& range, int64_t offset = 0) const;
   const std::byte* Read(const Operation& op, const collective::Source& source,
                         int64_t offset) const;
@@ -197,7 +200,7 @@ class Executor {
   std::vector<kernels::Term> terms_;
   std::vector<std::vector<std::byte>> tiles_;
   std::vector<const std::byte*> mixed_;
-  std::vector<std::byte> coded_;
+  std::vector<Codec::Message> messages_;
   std::vector<Operation*> sweep_;              ///< CheckDeadlines.
   std::vector<std::vector<std::byte>> spare_;  ///< For copies of early messages.
 };

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/failpoint.h"
 #include "engine/executor.h"
+#include "engine/executor_detail.h"
 
 namespace bluefog {
 
@@ -49,8 +50,10 @@ class TraceSpan {
 std::byte* Executor::At(const Operation& op, const Range& range, int64_t offset) const {
   const auto& base = range.role == Role::kInput    ? op.in
                      : range.role == Role::kOutput ? op.out
+                     : range.role == Role::kCoded  ? op.coded
                                                    : op.scratch;
-  return base[static_cast<size_t>(range.buffer)] + (range.begin + offset) * op.element_bytes;
+  const int64_t stride = range.role == Role::kCoded ? op.coded_stride : op.element_bytes;
+  return base[static_cast<size_t>(range.buffer)] + (range.begin + offset) * stride;
 }
 
 const std::byte* Executor::Read(const Operation& op, const Source& source, int64_t offset) const {
@@ -58,6 +61,18 @@ const std::byte* Executor::Read(const Operation& op, const Source& source, int64
   const Plan& plan = *op.plan;
   return op.receives[plan.units[plan.unit_of_step[source.receive]].ordinal].data +
          offset * op.element_bytes;
+}
+
+// What `step` publishes; of a combine of encoded messages, how its own was encoded.
+std::span<const std::byte> Executor::Bytes(const Operation& op, const Step& step) const {
+  const Plan& plan = *op.plan;
+  const int32_t encoding = plan.EncodingOf(step);
+  if (encoding < 0) {
+    return {At(op, step.range), static_cast<size_t>(step.range.count * op.element_bytes)};
+  }
+  const Range& range = plan.schedule.steps[encoding].range;
+  const int32_t ordinal = plan.units[plan.unit_of_step[encoding]].ordinal;
+  return {At(op, range), static_cast<size_t>(op.encoded_bytes[ordinal])};
 }
 
 void Executor::NeedTiles(size_t buffers, int64_t bytes) {
@@ -93,73 +108,83 @@ Status Executor::CombineInto(Operation* op, const Step& step, int64_t begin, int
   return kernels::WeightedSum(op->dtype, count, out, terms_, streaming);
 }
 
-// Encoded once: a codec may be random, and the combine must take back exactly what was sent.
-std::span<const std::byte> Executor::Encoded(Operation* op, const Range& range) {
-  std::vector<std::byte>* bytes = &coded_;
-  for (const int32_t u : op->plan->publish_units) {
-    const Plan::Unit& unit = op->plan->units[u];
-    const Range& sent = op->plan->schedule.steps[unit.first].range;
-    if (sent.buffer != range.buffer || sent.begin != range.begin) continue;
-    Operation::Publish& publish = op->publishes[unit.ordinal];
-    if (publish.is_encoded) return publish.encoded;
-    publish.is_encoded = true;
-    bytes = &publish.encoded;
-    break;
+// Once: a codec may be random, and the combine must take back exactly what was sent.
+Status Executor::Encode(Operation* op, const Step& step, int32_t ordinal) {
+  const int64_t count = step.range.count;
+  const int64_t most = op->codec->MaxBytes(op->dtype, count);
+  const int64_t bytes =
+      op->codec->Encode(op->dtype, count, Read(*op, step.sources[0], 0), At(*op, step.range));
+  if (bytes < 0 || bytes > most) {
+    return absl::InternalError(op->ToString() + ": the codec '" + op->codec->name() + "' wrote " +
+                               std::to_string(bytes) + " bytes of " + std::to_string(count) +
+                               " elements, at most " + std::to_string(most) + " were announced");
   }
-  const Codec& codec = *op->hooks->codec();
-  bytes->resize(static_cast<size_t>(codec.MaxBytes(op->dtype, range.count)));
-  bytes->resize(
-      static_cast<size_t>(codec.Encode(op->dtype, range.count, At(*op, range), bytes->data())));
-  return *bytes;
+  op->encoded_bytes[ordinal] = bytes;
+  return absl::OkStatus();
 }
 
-// x_i + sum of w_ij (Q(x_j) - Q(x_i)): keeps the mean over the ranks whatever Q is.
-Status Executor::CombineCoded(Operation* op, const Step& step, std::byte* out) {
-  const Codec& codec = *op->hooks->codec();
-  Range mine = step.range;
-  mine.role = Role::kInput;
-  std::memcpy(out, At(*op, mine), static_cast<size_t>(mine.count * op->element_bytes));
-  double given = 0.0;
+bool Executor::IsCoded(const Operation& op, const Step& step) const {
+  return op.codec != nullptr && step.kind == StepKind::kCombine && step.sources.size() > 1 &&
+         op.plan->EncodingOf(step) >= 0;
+}
+
+// t*x + sum of w_j (Q(x_j) - Q(x)): schedule.h says why.
+Status Executor::CombineCoded(Operation* op, const Step& step, int64_t begin, int64_t count,
+                              std::byte* out) {
+  const Codec& codec = *op->codec;
+  const int64_t element = codec.ElementBytes();
+  const auto part = [&](std::span<const std::byte> bytes) {
+    return element == 0 ? bytes
+                        : bytes.subspan(static_cast<size_t>(begin * element),
+                                        static_cast<size_t>(count * element));
+  };
+  messages_.clear();
+  const std::byte* mine = nullptr;
+  double total = 0.0;
   for (const Source& source : step.sources) {
-    if (source.receive < 0) continue;
-    const Operation::Receive& r =
-        op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
-    const double weight = source.weight * r.weight / (step.divisor > 0 ? step.divisor : 1.0);
-    given += weight;
-    Status status = codec.DecodeAdd(op->dtype, step.range.count,
-                                    {r.data, static_cast<size_t>(r.bytes)}, weight, out);
-    if (!status.ok()) {
-      return Status(status.code(), op->ToString() + ": message of rank " +
-                                       std::to_string(r.view.peer) + ": " +
-                                       std::string(status.message()));
+    double weight = source.weight;
+    if (source.receive < 0) {
+      mine = Read(*op, source, begin);
+    } else {
+      const Operation::Receive& r =
+          op->receives[op->plan->units[op->plan->unit_of_step[source.receive]].ordinal];
+      weight *= r.weight;
+      if (weight != 0.0) {
+        messages_.push_back({r.view.peer, part({r.data, static_cast<size_t>(r.bytes)}), weight});
+      }
     }
+    total += weight;
   }
-  return codec.DecodeAdd(op->dtype, step.range.count, Encoded(op, mine), -given, out);
+  if (step.divisor > 0) {
+    total /= step.divisor;
+    for (Codec::Message& message : messages_) message.weight /= step.divisor;
+  }
+  return codec.Mix(op->dtype, count, out, total, mine, part(Bytes(*op, step)), messages_);
 }
 
 Status Executor::ComputeGroup(Operation* op, const Plan::Unit& unit) {
   const auto& steps = op->plan->schedule.steps;
   const int32_t combines = unit.count - 1;
   const Range& range = steps[unit.first + combines].range;
-  const bool coded = op->hooks->codec() != nullptr;
-  // A coded message cannot be cut, so its tile is the whole chunk.
+  // What can be decoded as a whole only has the whole chunk for its tile.
+  const bool whole = IsCoded(*op, steps[unit.first]) && op->codec->ElementBytes() == 0;
   const int64_t tile =
-      coded ? range.count : std::max<int64_t>(64, config_.tile_bytes / op->element_bytes);
+      whole ? range.count : std::max<int64_t>(64, config_.tile_bytes / op->element_bytes);
   NeedTiles(static_cast<size_t>(combines), std::min(tile, range.count) * op->element_bytes);
   mixed_.resize(static_cast<size_t>(combines));
   for (int64_t begin = 0; begin < range.count; begin += tile) {
     const int64_t count = std::min(tile, range.count - begin);
     for (int32_t i = 0; i < combines; ++i) {
       const Step& step = steps[unit.first + i];
-      if (step.kind == StepKind::kCopy && !(coded && step.sources[0].receive >= 0)) {
+      if (step.kind == StepKind::kCopy) {
         mixed_[i] = Read(*op, step.sources[0], begin);
         continue;
       }
       std::byte* out = tiles_[i].data();
       out += (64 - reinterpret_cast<uintptr_t>(out) % 64) % 64;
-      Status status =
-          coded ? CombineCoded(op, step, out) : CombineInto(op, step, begin, count, out, false);
-      if (!status.ok()) return status;
+      Status status = IsCoded(*op, step) ? CombineCoded(op, step, begin, count, out)
+                                         : CombineInto(op, step, begin, count, out, false);
+      if (!status.ok()) return About(*op, status);
       mixed_[i] = out;
     }
     if (Status status = op->hooks->Consume(range.begin + begin, count, mixed_); !status.ok()) {
@@ -214,16 +239,18 @@ Status Executor::Compute(Operation* op, const Plan::Unit& unit) {
       const bool streaming =
           op->hooks == nullptr &&
           active_bytes_ * static_cast<int64_t>(step.sources.size() + 1) > kStreamingBytes;
-      Status status = op->hooks != nullptr && op->hooks->codec() != nullptr
-                          ? CombineCoded(op, step, out)
+      Status status = IsCoded(*op, step)
+                          ? CombineCoded(op, step, 0, step.range.count, out)
                           : CombineInto(op, step, 0, step.range.count, out, streaming);
-      if (!status.ok()) {
-        return Status(status.code(), op->ToString() + ": " + std::string(status.message()));
-      }
+      if (!status.ok()) return About(*op, status);
       look_again();
       return absl::OkStatus();
     }
     case StepKind::kCopy: {
+      if (step.range.role == Role::kCoded) {
+        const TraceSpan span(trace_, "ENCODE", *op, step.range.begin);
+        return Encode(op, step, unit.ordinal);
+      }
       const TraceSpan span(trace_, "COPY", *op, step.range.begin);
       std::byte* out = At(*op, step.range);
       const std::byte* in = Read(*op, step.sources[0], 0);

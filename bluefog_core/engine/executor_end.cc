@@ -31,8 +31,7 @@ void Executor::Fail(Operation* op, const Status& status, int except_peer) {
       p.unreleased -= static_cast<int32_t>(p.unsent.size());
       p.unsent.clear();
     }
-    // Not prepared: a codec failed when it had its slot.
-    if (p.slot != nullptr && (!p.prepared || p.unreleased == 0)) {
+    if (p.slot != nullptr && p.unreleased == 0) {
       slots_.Release(std::move(p.slot));
       p.slot = nullptr;
     }
@@ -111,7 +110,7 @@ void Executor::Finish(Operation* op) {
                        [](const Operation* a, const Operation* b) { return a->order < b->order; }));
   if (!op->completed) status = Complete(op, std::move(status));
   --completed_;
-  op->scratch_memory = nullptr;
+  op->scratch_memory = op->coded_memory = nullptr;
   PluginHooks* hooks = op->hooks;
   op->hooks = nullptr;
   op->plan = nullptr;

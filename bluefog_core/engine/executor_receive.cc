@@ -148,7 +148,9 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   const int32_t u = header.message < receives.size() ? receives[header.message] : -1;
   const Step* step = u < 0 ? nullptr : &plan.schedule.steps[plan.units[u].first];
   const int64_t bytes = copied ? static_cast<int64_t>(copy.size()) : view.size;
-  const Codec* codec = op->hooks == nullptr ? nullptr : op->hooks->codec();
+  const Codec* codec =
+      step == nullptr || step->range.role != collective::Role::kCoded ? nullptr : op->codec;
+  const bool any_size = codec != nullptr && codec->ElementBytes() == 0;
   const StatusOr<int64_t> most = Guarded(*op, [&]() -> StatusOr<int64_t> {
     if (step == nullptr) return -1;
     return codec == nullptr ? step->range.count * op->element_bytes
@@ -156,7 +158,7 @@ void Executor::Deliver(Operation* op, int peer, const WireHeader& header,
   });
   if (!most.ok()) return refuse(most.status());
   if (step == nullptr || op->receives[plan.units[u].ordinal].arrived ||
-      header.elements != step->range.count || (codec == nullptr ? bytes != *most : bytes > *most)) {
+      header.elements != step->range.count || (any_size ? bytes > *most : bytes != *most)) {
     return refuse(absl::InternalError(op->ToString() + ": rank " + std::to_string(peer) +
                                       " sent message " + std::to_string(header.message) + " of " +
                                       std::to_string(bytes) + " bytes, which was not planned"));

@@ -108,26 +108,22 @@ bool Executor::MayCopy() const {
 StatusOr<Executor::Outcome> Executor::Prepare(Operation* op, const Plan::Unit& unit) {
   const Step& step = op->plan->schedule.steps[unit.first];
   Operation::Publish& p = op->publishes[unit.ordinal];
-  const std::byte* source = At(*op, step.range);
-  const int64_t bytes = step.range.count * op->element_bytes;
-  p.payload = {source, static_cast<size_t>(bytes)};
-  const Codec* codec = op->hooks == nullptr ? nullptr : op->hooks->codec();
-  if (codec == nullptr) {
-    bool in_place = true;
+  p.payload = Bytes(*op, step);
+  const auto bytes = static_cast<int64_t>(p.payload.size());
+  bool in_place = true;
+  for (const collective::Target& target : step.targets) {
+    const transport::Transport* t = peers_[target.peer];
+    in_place = in_place && (bytes <= t->inline_limit() || t->CanSendInPlace(p.payload));
+  }
+  if (op->needs_posts) {
+    // A slot is taken, and a byte sent, only for partners that have submitted the operation too.
     for (const collective::Target& target : step.targets) {
-      const transport::Transport* t = peers_[target.peer];
-      in_place = in_place && (bytes <= t->inline_limit() || t->CanSendInPlace(p.payload));
-    }
-    if (op->needs_posts) {
-      // A slot is taken, and a byte sent, only for partners that have submitted the operation too.
-      for (const collective::Target& target : step.targets) {
-        if (op->posted[op->plan->DestinationOf(target.peer)] != Operation::kPosted) {
-          return Outcome::kBlocked;
-        }
+      if (op->posted[op->plan->DestinationOf(target.peer)] != Operation::kPosted) {
+        return Outcome::kBlocked;
       }
     }
-    if (in_place) return Outcome::kDone;
   }
+  if (in_place) return Outcome::kDone;
   // As many as the schedule may have outstanding towards different peers at once.
   const auto guarantee = static_cast<int64_t>(std::max<size_t>(2, op->plan->destinations.size()));
   if (!MayCopy()) return Outcome::kAwaitsCopy;
@@ -140,17 +136,10 @@ StatusOr<Executor::Outcome> Executor::Prepare(Operation* op, const Plan::Unit& u
   copied_ = true;
   p.slot = std::move(*slot);
   const int64_t begin_ns = trace_->on() ? NowNs() : 0;
-  if (codec != nullptr) {
-    const std::span<const std::byte> coded = Encoded(op, step.range);
-    std::copy(coded.begin(), coded.end(), p.slot.get());
-    p.payload = {p.slot.get(), coded.size()};
-  } else {
-    std::memcpy(p.slot.get(), source, static_cast<size_t>(bytes));
-    p.payload = {p.slot.get(), static_cast<size_t>(bytes)};
-  }
+  std::memcpy(p.slot.get(), p.payload.data(), p.payload.size());
+  p.payload = {p.slot.get(), p.payload.size()};
   if (trace_->on()) {
-    trace_->Span(TraceTrack::kEngine, codec != nullptr ? "ENCODE" : "STAGE", op->name->name,
-                 begin_ns, NowNs());
+    trace_->Span(TraceTrack::kEngine, "STAGE", op->name->name, begin_ns, NowNs());
   }
   return Outcome::kDone;
 }

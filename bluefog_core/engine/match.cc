@@ -180,6 +180,14 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
   } else if (op.op == Op::kBroadcast && header.op == op.op && header.value != op.value) {
     text << "the root is " << op.value << " on rank " << rank_ << " and " << header.value
          << " on rank " << peer << ". All ranks must name the same root";
+  } else if (op.op == Op::kNeighborAllreduce && header.op == op.op &&
+             header.layout_hash == op.layout_hash && header.value != op.value) {
+    const auto name = [](double value) {
+      return value >= 0 && value < kDTypeCount ? NameOf(static_cast<DType>(value)) : "?";
+    };
+    text << "messages are " << name(op.value) << " on rank " << rank_ << " and "
+         << name(header.value) << " on rank " << peer
+         << ". message_dtype must be equal on all ranks";
   } else if (op.op == Op::kAllreduce && header.op == op.op && header.value != op.value) {
     const auto kind = [](double average) { return average != 0 ? "the average" : "the sum"; };
     text << "rank " << rank_ << " asks for " << kind(op.value) << " and rank " << peer << " for "

@@ -66,7 +66,6 @@ class PluginHooks {
                        std::span<const std::byte* const> mixed) = 0;
   /// `mixed[p]` points at element `begin` of payload p's average.
   virtual Status Consume(int64_t begin, int64_t count, std::span<const std::byte* const> mixed) = 0;
-  virtual const Codec* codec() const = 0;
   virtual void OnProduced() = 0;
   virtual void OnConsumed() = 0;
   /// Last call. On failure OnProduced and OnConsumed may not have come.
@@ -127,8 +126,10 @@ struct Submission {
   uint32_t layout_hash = 0;  ///< Of input.
   int64_t element_bytes = 1;
   DType dtype = DType::kFloat32;
-  std::array<std::byte*, kMaxBuffers> in{}, out{}, scratch{};
-  std::shared_ptr<std::byte> scratch_memory;
+  std::array<std::byte*, kMaxBuffers> in{}, out{}, scratch{}, coded{};
+  std::shared_ptr<std::byte> scratch_memory, coded_memory;
+  const Codec* codec = nullptr;  ///< Of what is coded in the plan.
+  int64_t coded_stride = 0;      ///< Of `coded`, in bytes an element.
   uint64_t plan_hash = 1;
   uint64_t description_hash = 1;  ///< When it changes, peers are told anew what Describe says.
   double value = 0.0;
@@ -153,9 +154,6 @@ struct Operation : Submission {
     std::span<const std::byte> payload;
     std::shared_ptr<std::byte> slot;
     std::vector<int32_t> unsent;  ///< Targets.
-    /// Codec: what is sent, kept because the own combine needs it too, before or after.
-    std::vector<std::byte> encoded;
-    bool is_encoded = false;
     int32_t unreleased = 0;
   };
   struct Receive {
@@ -190,6 +188,7 @@ struct Operation : Submission {
   std::span<Receive> receives;
   std::vector<Publish> publish_memory;
   std::vector<Receive> receive_memory;
+  std::vector<int64_t> encoded_bytes;  ///< By encoding.
   /// What is known of each destination: nothing, that it was asked, that it has submitted this too.
   enum Posted : uint8_t { kNotPosted, kAsked, kPosted };
   std::vector<Posted> posted;
@@ -197,7 +196,7 @@ struct Operation : Submission {
   std::vector<Inflight> inflight;
   /// Peers that gave up or are gone. The operation waits for the reason, which is on its way.
   std::vector<int> broken;
-  int32_t units_left = 0, produces_left = 0, consumes_left = 0;
+  int32_t units_left = 0, produces_left = 0, answers_left = 0;
   int64_t send_slots = 0, fetch_slots = 0, fetching = 0;
   int64_t ahead = 0;                   ///< Chunks copied to be sent, less units computed since.
   std::vector<int32_t> fetch_waiting;  ///< Receives without a slot yet.

@@ -5,6 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include <bluefog/elementwise.h>
+
 #include "base/clock.h"
 #include "base/guarded.h"
 #include "base/hash.h"
@@ -33,6 +35,10 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
   if (!has_early_) {
     if (Status s = UseTopologyOf(step_); !s.ok()) return s;
   }
+  if (delayed()) {
+    first_topology_ = topology_;
+    if (Status s = UseTopologyOf(step_ + 1); !s.ok()) return s;
+  }
   in_step_ = true;
   begun_ = false;
   shared_.hypers.assign(hypers.begin(), hypers.end());
@@ -42,7 +48,7 @@ Status DistributedOptimizerImpl::Open(std::span<const Hyper> hypers) {
   const int n = static_cast<int>(buckets_.size());
   // Early payloads of this step were produced in the last one.
   if (!has_early_) {
-    shared_.to_produce.store(n);
+    shared_.to_produce.store(delayed() && !has_delayed_ ? 2 * n : n);
     shared_.produced.Reset();
     if (n == 0) shared_.produced.Set();
   }
@@ -66,9 +72,10 @@ Status DistributedOptimizerImpl::Failure() const {
 void DistributedOptimizerImpl::GiveUp(const Status& status) {
   shared_.Fail(status);
   const int rank = shared_.engine->place().rank;
-  const std::vector<int> peers = traits().uses_topology
-                                     ? PeersOf(topology_->at(step_).neighborhood(rank))
-                                     : shared_.engine->others();
+  const std::vector<int> peers =
+      traits().uses_topology
+          ? PeersOf(topology_->at(step_ + (delayed() ? 1 : 0)).neighborhood(rank))
+          : shared_.engine->others();
   UnderTheLock([&](Executor& executor) {
     for (NameEntry* const name : shared_.bucket_names) executor.Condemn(name, status, peers);
   });
@@ -121,7 +128,23 @@ BucketStep* DistributedOptimizerImpl::FreeStepOf(Bucket& bucket) {
   return bucket.steps.back().get();
 }
 
-Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool consume_open) {
+Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, bool consume_open) {
+  using Mode = BucketStep::Mode;
+  if (!delayed()) {
+    return SubmitExchange(bucket, step_, *topology_, early() ? Mode::kEarly : Mode::kAtOnce,
+                          consume_open);
+  }
+  if (!has_delayed_) {
+    if (Status s = SubmitExchange(bucket, step_, *first_topology_, Mode::kModel, true); !s.ok()) {
+      return s;
+    }
+  }
+  return SubmitExchange(bucket, step_ + 1, *topology_, Mode::kUpdated, true);
+}
+
+Status DistributedOptimizerImpl::SubmitExchange(Bucket& bucket, int64_t step,
+                                                const TopologySequence& topology,
+                                                BucketStep::Mode mode, bool consume_open) {
   const control::Place& place = shared_.engine->place();
   const Hyper& hyper = shared_.hypers[static_cast<size_t>(bucket.group)];
   const StatusOr<StepPlan> exchanges =
@@ -146,8 +169,9 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   hash.Add(step).Add(hyper.lr).Add(HashOfRest(traits(), hyper));
   if (*exchange != nullptr) {
     request.collective = (*exchange)->collective;
+    request.coded = bucket.codec != nullptr && request.collective == Collective::kNeighborAllreduce;
     hash.Add((*exchange)->collective).Add((*exchange)->round);
-    graph = topology_->at((*exchange)->round);
+    graph = topology.at((*exchange)->round);
     request.neighborhood = &graph->neighborhood(place.rank);
   }
   StatusOr<std::shared_ptr<const Plan>> plan = shared_.engine->planner().Get(request);
@@ -162,8 +186,7 @@ Status DistributedOptimizerImpl::SubmitBucket(Bucket& bucket, int64_t step, bool
   ctx.size = place.size;
   ctx.exchanged = *exchange != nullptr;
   BucketStep* const free = FreeStepOf(bucket);
-  free->Begin(ctx, *std::move(plan), delayed() && has_delayed_, delayed() || early(), consume_open,
-              hash.value());
+  free->Begin(ctx, *std::move(plan), mode, consume_open, hash.value());
   bucket.current = free;
   bucket.submitted = true;
   shared_.engine->Run([free](Executor& executor) { free->Start(&executor); });
@@ -211,7 +234,7 @@ Status DistributedOptimizerImpl::Ready(int param, const ParameterBinding& bindin
     }
     return absl::OkStatus();
   }
-  return SubmitBucket(*bucket, step_, consume_open);
+  return SubmitBucket(*bucket, consume_open);
 }
 
 void DistributedOptimizerImpl::MeasureModel() {
@@ -287,7 +310,7 @@ Status DistributedOptimizerImpl::BeginStep(std::span<const ParameterBinding> bin
     const bool complete = bucket->ready == static_cast<int>(bucket->params.size()) &&
                           traits().measure_scope != MeasureScope::kModel;
     if (!bucket->submitted) {
-      if (Status s = SubmitBucket(*bucket, step_, true); !s.ok()) {
+      if (Status s = SubmitBucket(*bucket, true); !s.ok()) {
         in_step_ = begun_ = false;  // There is nothing to wait for.
         GiveUp(s);
         return s;
@@ -342,8 +365,45 @@ Status DistributedOptimizerImpl::SubmitEarly() {
   }
   if (Status s = UseTopologyOf(step_); !s.ok()) return s;
   for (auto& bucket : buckets_) {
-    if (Status s = SubmitBucket(*bucket, step_, false); !s.ok()) return s;
+    if (Status s = SubmitBucket(*bucket, false); !s.ok()) return s;
   }
+  return absl::OkStatus();
+}
+
+Status DistributedOptimizerImpl::Synchronize(std::span<const ParameterBinding> bindings,
+                                             std::chrono::nanoseconds timeout) {
+  if (in_step_) {
+    return absl::FailedPreconditionError(Where() + ": synchronized while a step is under way");
+  }
+  if (!has_delayed_) return absl::OkStatus();
+  if (Status s = shared_.engine->CheckUsable(traits().name); !s.ok()) return s;
+  if (bindings.size() != shared_.params.size()) {
+    return absl::InvalidArgumentError(Where() + ": " + std::to_string(bindings.size()) +
+                                      " bindings for " + std::to_string(shared_.params.size()) +
+                                      " parameters");
+  }
+  for (size_t i = 0; i < bindings.size(); ++i) {
+    if (Status s = CheckBinding(static_cast<int>(i), bindings[i]); !s.ok()) return s;
+  }
+  shared_.quiet.Reset();
+  if (shared_.in_flight.load() > 0 &&
+      !shared_.engine->Wait(shared_.quiet, timeout, title_, {"step", step_})) {
+    return absl::DeadlineExceededError(Where() + " is still under way");
+  }
+  if (Status s = Failure(); !s.ok()) return s;
+  const auto slot = static_cast<size_t>(step_ % Bucket::kDepth);
+  for (auto& bucket : buckets_) {
+    const int64_t es = SizeOf(bucket->dtype);
+    std::byte* average = bucket->mixed[slot].get();
+    elementwise::Sub(bucket->dtype, bucket->count, average, average, bucket->payload[slot].get());
+    for (const int p : bucket->params) {
+      const int64_t n = shared_.params[static_cast<size_t>(p)].count;
+      void* x = bindings[static_cast<size_t>(p)].x;
+      elementwise::Add(bucket->dtype, n, x, x, average);
+      average += n * es;
+    }
+  }
+  has_delayed_ = false;
   return absl::OkStatus();
 }
 

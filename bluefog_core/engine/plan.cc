@@ -6,6 +6,7 @@
 
 namespace bluefog {
 
+using collective::Role;
 using collective::Step;
 using collective::StepKind;
 
@@ -18,6 +19,14 @@ int Plan::InboundOf(int peer) const {
 int Plan::DestinationOf(int peer) const {
   const auto it = std::lower_bound(destinations.begin(), destinations.end(), peer);
   return it != destinations.end() && *it == peer ? static_cast<int>(it - destinations.begin()) : -1;
+}
+
+int32_t Plan::EncodingOf(const Step& step) const {
+  for (const int32_t before : step.after) {
+    const Step& encode = schedule.steps[before];
+    if (encode.kind == StepKind::kCopy && encode.range.role == Role::kCoded) return before;
+  }
+  return -1;
 }
 
 namespace {
@@ -55,6 +64,11 @@ void AddReceive(const Step& step, int32_t u, Plan* plan) {
   it->receives[message] = u;
 }
 
+void CountMessage(const collective::Range& range, Plan* plan) {
+  int64_t& largest = range.role == Role::kCoded ? plan->largest_coded : plan->largest_message;
+  largest = std::max(largest, range.count);
+}
+
 // What the step adds to the plan's counts and tables.
 void AddStep(const Step& step, int32_t u, Plan* plan) {
   Plan::Unit& unit = plan->units[u];
@@ -62,12 +76,15 @@ void AddStep(const Step& step, int32_t u, Plan* plan) {
     case StepKind::kReceive:
       unit.ordinal = plan->receives++;
       AddReceive(step, u, plan);
-      plan->largest_message = std::max(plan->largest_message, step.range.count);
+      CountMessage(step.range, plan);
       break;
     case StepKind::kPublish:
       unit.ordinal = plan->publishes++;
       plan->publish_units.push_back(u);
-      plan->largest_message = std::max(plan->largest_message, step.range.count);
+      CountMessage(step.range, plan);
+      break;
+    case StepKind::kCopy:
+      if (step.range.role == Role::kCoded) unit.ordinal = plan->encodings++;
       break;
     case StepKind::kProduce:
       ++plan->produces;
@@ -136,6 +153,11 @@ StatusOr<std::shared_ptr<const Plan>> MakePlan(collective::Schedule schedule,
   CutIntoUnits(steps, plan.get());
   for (size_t s = 0; s < steps.size(); ++s) AddStep(steps[s], plan->unit_of_step[s], plan.get());
   for (const Plan::Unit& unit : plan->units) plan->consumes += unit.consume ? 1 : 0;
+  for (Plan::Unit& unit : plan->units) {
+    unit.answers =
+        plan->consumes > 0 ? unit.consume : steps[unit.first].range.role == Role::kOutput;
+    plan->answers += unit.answers ? 1 : 0;
+  }
   if (Status s = LinkUnits(steps, plan.get()); !s.ok()) return s;
   std::sort(plan->inbound.begin(), plan->inbound.end(),
             [](const Plan::Inbound& a, const Plan::Inbound& b) { return a.peer < b.peer; });

@@ -16,7 +16,7 @@ constexpr int64_t kMaxSteps = 200'000;
 uint64_t Planner::Hash(const Request& r) const {
   StableHash hash;
   hash.Add(r.op).Add(r.count).Add(r.element_bytes).Add(r.in_place).Add(r.average).Add(r.root);
-  hash.Add(r.silent).Add(r.collective);
+  hash.Add(r.silent).Add(r.collective).Add(r.coded);
   if (r.neighborhood != nullptr) {
     hash.Add(r.neighborhood->self_weight).Add(r.neighborhood->uniform);
     for (const auto* edges : {&r.neighborhood->in, &r.neighborhood->out}) {
@@ -41,6 +41,7 @@ collective::Schedule Planner::Make(const Request& r) const {
   in.count = r.count;
   in.chunk = std::max<int64_t>(1, config_.chunk_bytes / r.element_bytes);
   in.in_place = r.in_place;
+  in.coded = r.coded;
   const bool one_shot = r.count * r.element_bytes <= config_.eager_bytes;
   switch (r.op) {
     case Op::kNeighborAllreduce:

@@ -24,6 +24,7 @@ class Planner {
     int64_t count = 0;
     int64_t element_bytes = 1;
     bool in_place = false, average = true;
+    bool coded = false;  ///< kNeighborAllreduce, and of kOptimizer the one with neighbours.
     int root = 0;
     const Neighborhood* neighborhood = nullptr;         ///< kNeighborAllreduce, kOptimizer.
     const std::vector<double>* send_weights = nullptr;  ///< By neighborhood->out, or null.

@@ -9,6 +9,7 @@
 #include "base/failpoint.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "engine/codec.h"
 #include "engine/engine.h"
 
 namespace bluefog {
@@ -88,6 +89,14 @@ Status Engine::Validate(const OpSpec& spec) const {
   const bool floating = IsFloating(spec.input.dtype);
   if (spec.op == Op::kNeighborAllreduce && !floating) {
     return bad(std::string("needs a floating-point tensor, got ") + NameOf(spec.input.dtype));
+  }
+  if (spec.message_dtype.has_value()) {
+    if (spec.op != Op::kNeighborAllreduce) {
+      return bad(
+          std::string("message_dtype=") + NameOf(*spec.message_dtype) +
+          " is for neighbor_allreduce: what others pass on would be rounded again and again");
+    }
+    if (Status s = MessageCodec(spec.input.dtype, *spec.message_dtype).status(); !s.ok()) return s;
   }
   if (spec.op == Op::kAllreduce && !floating &&
       (spec.average || (spec.input.dtype != DType::kInt32 && spec.input.dtype != DType::kInt64))) {
@@ -225,6 +234,7 @@ StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_
   request.in_place = spec.output.data != nullptr && spec.output.data == spec.input.data;
   request.average = spec.average;
   request.root = spec.root;
+  request.coded = spec.message_dtype.value_or(spec.input.dtype) != spec.input.dtype;
   if (spec.op != Op::kNeighborAllreduce) return planner_.Get(request);
   const std::shared_ptr<const TopologySequence> topology = this->topology();
   const Topology round_graph = topology->at(round);
@@ -327,7 +337,10 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.element_bytes = SizeOf(spec.input.dtype);
   // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must
   // not.
-  s.value = spec.op == Op::kBroadcast ? spec.root : spec.op == Op::kAllreduce && spec.average;
+  const DType message = spec.message_dtype.value_or(spec.input.dtype);
+  s.value = spec.op == Op::kBroadcast           ? spec.root
+            : spec.op == Op::kNeighborAllreduce ? static_cast<int>(message)
+                                                : spec.op == Op::kAllreduce && spec.average;
   s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
   s.description_hash = StableHash().Add(s.plan_hash).Add(layout_hash).value();
   s.in[0] = static_cast<std::byte*>(spec.input.data);
@@ -349,6 +362,15 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
     if (!scratch.ok()) return refuse(located(scratch.status()));
     s.scratch[0] = scratch->get();
     s.scratch_memory = *std::move(scratch);
+  }
+  if (s.plan->encodings > 0) {  // Also of no elements.
+    s.codec = *MessageCodec(s.dtype, message);  // Validate has asked.
+    s.coded_stride = s.codec->ElementBytes();
+    StatusOr<std::shared_ptr<std::byte>> coded =
+        scratch_->Allocate(s.plan->schedule.coded_count * s.coded_stride);
+    if (!coded.ok()) return refuse(located(coded.status()));
+    s.coded[0] = coded->get();
+    s.coded_memory = *std::move(coded);
   }
   work->BindKeepAlive(std::move(spec.keep_alive));
   s.work = work;

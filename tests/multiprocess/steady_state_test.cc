@@ -114,6 +114,14 @@ TEST(SteadyState, OperationsTakeNothingFromTheHeap) {
         spec.name = "n" + std::to_string(count) + what.substr(0, 10);  // No string on the heap.
         spec.name.resize(std::min<size_t>(spec.name.size(), 15));
         if (op == Op::kAllgather) continue;
+        if (op == Op::kNeighborAllreduce) {
+          spec.message_dtype = DType::kBFloat16;
+          if (Status s = ExpectSteady(**comm, what + ", bfloat16 messages",
+                                      [&] { return Exchange(**comm, spec); });
+              !s.ok())
+            return s;
+          spec.message_dtype.reset();
+        }
         spec.output = spec.input;
         if (Status s = ExpectSteady(**comm, what + ", named, in place",
                                     [&] { return Exchange(**comm, spec); });
@@ -131,10 +139,15 @@ TEST(SteadyState, StepsOfAnOptimizerTakeNothingFromTheHeap) {
   const auto ranks = job.Run([](Rank& me) -> Status {
     auto comm = JoinRing(me);
     if (!comm.ok()) return comm.status();
-    for (const std::string& plugin : OptimizerNames()) {
+    // The names, and one in delayed mode with rounded messages.
+    std::vector<std::string> plugins = OptimizerNames();
+    plugins.emplace_back("decentlam, delayed");
+    for (const std::string& plugin : plugins) {
       constexpr int64_t kCounts[] = {1'000'000, 300'000, 10, 0, 5000};
       DistributedOptimizerOptions options;
-      options.plugin = plugin;
+      options.plugin = plugin.substr(0, plugin.find(','));
+      options.delayed = options.plugin != plugin;
+      if (options.delayed) options.message_dtype = DType::kBFloat16;
       std::vector<std::vector<float>> x, g, state;
       std::vector<ParameterBinding> bindings;
       for (const int64_t count : kCounts) {

@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cmath>
+#include <cstring>
 #include <future>
 #include <numeric>
+#include <tuple>
 
 #include "engine/engine.h"
 #include "ranks.h"
@@ -153,6 +156,160 @@ TEST_P(CommunicatorSpine, ASendToARankThatDoesNotListenFailsOnBoth) {
     }
     EXPECT_EQ(results[2].error, "");
   }
+}
+
+/// x, a normal number, as it travels: rounded to nearest even.
+float Rounded(DType message, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const int cut = message == DType::kBFloat16 ? 16 : 13;
+  bits += (1u << (cut - 1)) - 1 + ((bits >> cut) & 1);
+  bits = bits >> cut << cut;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Doubly stochastic, directed and not circulant.
+Topology Directed() {
+  return *Topology::FromMatrix(4, {.4, .4, .2, 0, .1, .4, .3, .2, .3, 0, .4, .3, .2, .2, .1, .5},
+                               "directed");
+}
+
+float Element(int rank, size_t i) {
+  return std::sin(static_cast<float>(i) * 0.37f + static_cast<float>(rank)) + 1.5f;
+}
+
+// Half the bytes, the mean as it was, and the same bits each time, in place and not.
+TEST_P(CommunicatorSpine, RoundedMessagesKeepTheMean) {
+  const Topology w = Directed();
+  for (const DType message : {DType::kBFloat16, DType::kFloat16}) {
+    for (const size_t count : {0u, 5u, 300'000u}) {
+      const auto values = RunOk(4, [&](Communicator& comm, Vector* out) -> Status {
+        if (Status s = comm.SetTopology(TopologySequence(w)); !s.ok()) return s;
+        std::vector<std::vector<float>> results;
+        int64_t sent = 0;
+        for (int round = 0; round < 3; ++round) {
+          std::vector<float> x(count), y(count);
+          for (size_t i = 0; i < count; ++i) x[i] = Element(comm.rank(), i);
+          OpSpec spec;
+          spec.name = "x";
+          spec.input = TensorView::Of(x.data(), static_cast<int64_t>(count));
+          spec.output = spec.input;
+          if (round < 2) spec.output.data = y.data();
+          spec.message_dtype = message;
+          const int64_t before = comm.stats().bytes_sent;
+          if (Status s = RunOp(comm, spec); !s.ok()) return s;
+          sent = comm.stats().bytes_sent - before;
+          results.push_back(round == 2 ? x : y);
+        }
+        const auto edges = static_cast<int64_t>(w.neighborhood(comm.rank()).out.size());
+        if (sent != 2 * edges * static_cast<int64_t>(count)) {
+          return absl::InternalError(std::to_string(sent) + " bytes sent");
+        }
+        if (results[0] != results[1] || results[0] != results[2]) {
+          return absl::InternalError("other bits");
+        }
+        out->assign(results[0].begin(), results[0].end());
+        return absl::OkStatus();
+      });
+      for (size_t i = 0; i < count; ++i) {
+        double before = 0.0, after = 0.0;
+        for (int r = 0; r < 4; ++r) {
+          double expected = Element(r, i);
+          for (int j = 0; j < 4; ++j) {
+            expected += w.weight(j, r) * (static_cast<double>(Rounded(message, Element(j, i))) -
+                                          static_cast<double>(Rounded(message, Element(r, i))));
+          }
+          ASSERT_NEAR(values[r].at(i), expected, 1e-6) << "rank " << r << ", element " << i;
+          before += Element(r, i);
+          after += values[r][i];
+        }
+        ASSERT_NEAR(before, after, 1e-6);
+      }
+    }
+  }
+}
+
+// Weights of the call, of any sum; a rank that only sends, and one that only receives.
+TEST_P(CommunicatorSpine, RoundedMessagesWithWeightsOfTheCall) {
+  const auto values = RunOk(3, [](Communicator& comm, Vector* out) -> Status {
+    std::vector<float> x(1000);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = Element(comm.rank(), i);
+    OpSpec spec;
+    spec.name = "x";
+    spec.input = spec.output = TensorView::Of(x.data(), 1000);
+    spec.message_dtype = DType::kBFloat16;
+    MixingWeights weights;  // 0 -> 1 -> 2
+    weights.self_weight = comm.rank() == 2 ? 0.0 : 0.25;
+    if (comm.rank() > 0) weights.src = {{comm.rank() - 1, 0.5}};
+    weights.dst = std::vector<Edge>{};
+    if (comm.rank() < 2) weights.dst = std::vector<Edge>{{comm.rank() + 1, 2.0}};
+    spec.weights = weights;
+    if (Status s = RunOp(comm, spec); !s.ok()) return s;
+    out->assign(x.begin(), x.end());
+    return absl::OkStatus();
+  });
+  const auto rounded = [](int r, size_t i) {
+    return static_cast<double>(Rounded(DType::kBFloat16, Element(r, i)));
+  };
+  for (size_t i = 0; i < 1000; ++i) {
+    ASSERT_NEAR(values[0].at(i), 0.25 * Element(0, i), 1e-6);
+    // What was rounded away of the own part stays, as far as others' parts come in.
+    ASSERT_NEAR(values[1].at(i), 1.25 * Element(1, i) + rounded(0, i) - rounded(1, i), 1e-6);
+    ASSERT_NEAR(values[2].at(i), Element(2, i) + rounded(1, i) - rounded(2, i), 1e-6);
+  }
+}
+
+TEST_P(CommunicatorSpine, OtherMessageDtypesAreAnErrorOnBothRanks) {
+  for (const size_t count : {10u, 50'000u}) {
+    const auto results = Run(2, [&](Communicator& comm, Vector*) -> Status {
+      std::vector<float> x(count, 1.0f);
+      OpSpec spec;
+      spec.name = "edge";
+      spec.input = spec.output = TensorView::Of(x.data(), static_cast<int64_t>(count));
+      if (comm.rank() == 0) spec.message_dtype = DType::kBFloat16;
+      auto work = comm.Submit(spec);
+      if (!work.ok()) return work.status();
+      const Status s = (*work)->Wait(kPrompt);
+      return s.ok() ? absl::InternalError("the operation ended well") : s;
+    });
+    for (const RankResult& r : results) {
+      EXPECT_THAT(r.error, HasSubstr("'edge'"));
+      EXPECT_THAT(r.error, HasSubstr("bfloat16 on rank 0"));
+      EXPECT_THAT(r.error, HasSubstr("float32 on rank 1"));
+    }
+  }
+}
+
+TEST_P(CommunicatorSpine, MessageDtypesThatCannotBeAreRefused) {
+  RunOk(2, [](Communicator& comm, Vector*) -> Status {
+    std::vector<float> x(10, 1.0f);
+    std::vector<uint16_t> half(10, 0);
+    const auto told = [&](Op op, const TensorView& tensor, DType message,
+                          const std::string& why) -> Status {
+      OpSpec spec;
+      spec.op = op;
+      spec.input = spec.output = tensor;
+      spec.message_dtype = message;
+      const Status s = comm.Submit(spec).status();
+      return absl::IsInvalidArgument(s) && s.message().find(why) != std::string::npos
+                 ? absl::OkStatus()
+                 : absl::InternalError("not " + why + ": " + s.ToString());
+    };
+    const TensorView floats = TensorView::Of(x.data(), 10);
+    for (const auto& [op, tensor, message, why] :
+         {std::tuple{Op::kAllreduce, floats, DType::kBFloat16, "is for neighbor_allreduce"},
+          std::tuple{Op::kNeighborAllreduce, floats, DType::kFloat64, "cannot travel as float64"},
+          std::tuple{Op::kNeighborAllreduce, floats, DType::kInt16, "cannot travel as int16"},
+          std::tuple{Op::kNeighborAllreduce, TensorView::Of(half.data(), 10, DType::kBFloat16),
+                     DType::kFloat16, "bfloat16 cannot travel as float16"}}) {
+      if (Status s = told(op, tensor, message, why); !s.ok()) return s;
+    }
+    OpSpec own;  // Its own type is what it travels as anyway.
+    own.input = own.output = floats;
+    own.message_dtype = DType::kFloat32;
+    return RunOp(comm, own);
+  });
 }
 
 TEST_P(CommunicatorSpine, AnActiveMessageIsServedWhileTheTargetSleeps) {

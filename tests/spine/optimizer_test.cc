@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <thread>
 
 #include <bluefog/distributed_optimizer.h>
@@ -60,26 +61,30 @@ struct Training {
   int64_t first_step = 0;
   TopologySequence topology = Alternating();
   bool overlap = true;
+  bool delayed = false;
+  std::optional<DType> message_dtype;
+  int64_t remake_at =
+      -1;  ///< The step at which it goes on with a new optimizer, as from a checkpoint.
+  bool synchronize = false;  ///< At the end.
   /// Called before the gradients of a step are ready.
   std::function<Status(Communicator&, DistributedOptimizer&)> before_step;
+  /// What the caller does to its model between steps.
+  std::function<void(int64_t step, Vectors& x)> change;
   /// Called when all gradients are ready, before Step; with the model.
   std::function<Status(Communicator&, const Vectors& x)> before_end;
 };
 
 /// Returns the parameters, then the states, in registration order.
 Status Train(Communicator& comm, const Training& run, Vector* values) {
-  DistributedOptimizerOptions options;
-  options.optimizer = run.make();
-  options.topology = std::make_shared<TopologySequence>(run.topology);
-  options.step = run.first_step;
-  const size_t states = options.optimizer->traits().states.size();
+  std::vector<ParameterInfo> params;
+  const size_t states = run.make()->traits().states.size();
   std::vector<ParameterBinding> bindings(kSizes.size());
   Vectors x, g;
   std::vector<Vectors> state(states);
   size_t total = 0;
   for (size_t p = 0; p < kSizes.size(); ++p) {
-    options.params.push_back({std::string(1, 'p') + std::to_string(p), kSizes[p], DType::kFloat64,
-                              GroupOf(p), 1, "float64"});
+    params.push_back({std::string(1, 'p') + std::to_string(p), kSizes[p], DType::kFloat64,
+                      GroupOf(p), 1, "float64"});
     x.emplace_back();
     for (int64_t i = 0; i < kSizes[p]; ++i) x[p].push_back(Start(comm.rank(), total++));
     g.emplace_back(x[p].size());
@@ -89,10 +94,25 @@ Status Train(Communicator& comm, const Training& run, Vector* values) {
     bindings[p].x = x[p].data();
     for (size_t k = 0; k < states; ++k) bindings[p].state[k] = state[k][p].data();
   }
-  auto made = DistributedOptimizer::Create(&comm, std::move(options));
+  const auto make = [&](int64_t step) {
+    DistributedOptimizerOptions options;
+    options.optimizer = run.make();
+    options.topology = std::make_shared<TopologySequence>(run.topology);
+    options.step = step;
+    options.params = params;
+    options.delayed = run.delayed;
+    options.message_dtype = run.message_dtype;
+    return DistributedOptimizer::Create(&comm, std::move(options));
+  };
+  auto made = make(run.first_step);
   if (!made.ok()) return made.status();
-  DistributedOptimizer& opt = **made;
   for (int64_t step = run.first_step; step < run.first_step + run.steps; ++step) {
+    if (step == run.remake_at) {
+      *made = nullptr;
+      if (made = make(step); !made.ok()) return made.status();
+    }
+    DistributedOptimizer& opt = **made;
+    if (run.change) run.change(step, x);
     if (run.before_step) {
       if (Status s = run.before_step(comm, opt); !s.ok()) return s;
     }
@@ -111,6 +131,13 @@ Status Train(Communicator& comm, const Training& run, Vector* values) {
       if (Status s = run.before_end(comm, x); !s.ok()) return s;
     }
     if (Status s = opt.Step(bindings, hypers); !s.ok()) return s;
+  }
+  if (run.synchronize) {
+    Status s = absl::DeadlineExceededError("");
+    while (absl::IsDeadlineExceeded(s)) {
+      s = (*made)->Synchronize(bindings, std::chrono::milliseconds(20));
+    }
+    if (!s.ok()) return s;
   }
   for (const Vector& v : x) values->insert(values->end(), v.begin(), v.end());
   for (const Vectors& s : state) {
@@ -370,15 +397,102 @@ TEST_P(OptimizerSpine, NormOfTheModelBeforeProduce) {
   EXPECT_GT(clipped, 0);
 }
 
-TEST_P(OptimizerSpine, DelayedConsume) {
-  Vectors sent;
-  const TopologySequence topology = Alternating();
-  Check(RunOf<Delayed>(), [&](Model& m) {
-    if (m.step > 0) {
-      const Vectors mixed = Average(topology.at(m.step - 1), sent);
-      m.x = ForAll(m, [&](size_t r, size_t i) { return m.x[r][i] + (mixed[r][i] - sent[r][i]); });
+// x+ = W x - lr (g + wd W x), with the graph of the same step.
+void DelayedStep(Model& m) {
+  const bool silent = m.step % 4 == 2;
+  const Vectors mixed = silent ? m.x : Average(*m.w, m.x);
+  m.x = ForAll(m, [&](size_t r, size_t i) {
+    const Hyper h = m.HyperOf(r, i);
+    m.state[r][i] += silent ? 1.0 : 0.0;
+    return mixed[r][i] - h.lr * (m.g[r][i] + h.weight_decay * mixed[r][i]);
+  });
+}
+
+TEST_P(OptimizerSpine, DelayedAveragesWhatTheStepBeforeLeft) {
+  Training run = RunOf<Plain>();
+  run.delayed = true;
+  Check(run, DelayedStep);
+}
+
+// What is under way when a checkpoint is taken is the model itself.
+TEST_P(OptimizerSpine, DelayedGoesOnFromACheckpointBitForBit) {
+  Training run = RunOf<Plain>();
+  run.delayed = true;
+  const Vectors whole = TrainAll(run);
+  run.remake_at = 5;
+  EXPECT_EQ(TrainAll(run), whole);
+  run.remake_at = -1;
+  run.before_step = [](Communicator&, DistributedOptimizer& opt) {
+    // As load_state_dict does on an optimizer that has averages under way, of this very model.
+    return opt.step() % 3 == 1 ? opt.SetStep(opt.step()) : absl::OkStatus();
+  };
+  EXPECT_EQ(TrainAll(run), whole);
+}
+
+TEST_P(OptimizerSpine, DelayedKeepsWhatTheCallerDoesToTheModel) {
+  Training run = RunOf<Plain>();
+  run.delayed = true;
+  const auto change = [](int64_t step) { return step == 4 ? 0.125 : 0.0; };
+  run.change = [&](int64_t step, Vectors& x) {
+    for (Vector& v : x) {
+      for (double& value : v) value += change(step);
     }
-    sent = m.x = GradientStep(m);
+  };
+  // The gradient is taken at the changed model; averaged is what was sent before the change.
+  const auto shift = [&](Model& m, double by) {
+    m.x = ForAll(m, [&](size_t r, size_t i) { return m.x[r][i] + by; });
+  };
+  Check(run, [&](Model& m) {
+    shift(m, change(m.step));  // Doubly stochastic: averaging a constant leaves it.
+    m.g = ForAll(m, [&](size_t r, size_t i) {
+      return m.has_gradient[r][i] ? Gradient(static_cast<int>(r), i, m.x[r][i]) : 0.0;
+    });
+    DelayedStep(m);
+  });
+}
+
+TEST_P(OptimizerSpine, SynchronizeTakesWhatIsUnderWay) {
+  Training run = RunOf<Plain>();
+  run.delayed = true;
+  run.synchronize = true;
+  run.steps = 8;
+  Check(run, [&](Model& m) {
+    DelayedStep(m);
+    if (m.step == 7) m.x = Average(run.topology.at(8), m.x);
+  });
+  run.delayed = false;  // There is nothing under way.
+  TrainAll(run);
+}
+
+TEST_P(OptimizerSpine, DelayedTakesATopologyForTheNextStepButOne) {
+  Training run = RunOf<Plain>();
+  run.delayed = true;
+  run.topology = TopologySequence(Directed());
+  const TopologySequence later(*Ring(kRanks, RingStyle::kLeft));
+  run.before_step = [&](Communicator&, DistributedOptimizer& opt) -> Status {
+    if (opt.step() != 3) return absl::OkStatus();
+    // What is averaged in step 3 has left.
+    const Status late = opt.SetTopology(std::make_shared<TopologySequence>(later), 3);
+    if (!absl::IsInvalidArgument(late)) return absl::InternalError("accepted");
+    return opt.SetTopology(std::make_shared<TopologySequence>(later), 4);
+  };
+  const Vectors expected = Simulate(run, DelayedStep, [&](int64_t step) -> Topology {
+    return (step < 4 ? run.topology : later).at(0);
+  });
+  ExpectNear(TrainAll(run), expected, 1e-13);
+}
+
+TEST_P(OptimizerSpine, DelayedIsRefusedWhereTheMethodDoesNotStandIt) {
+  RunRanksOk(GetParam(), 2, SmallPieces(), [&](Communicator& comm, Vector*) -> Status {
+    DistributedOptimizerOptions options;
+    options.plugin = "pmsgd";
+    options.delayed = true;
+    options.params.push_back({"x", 5, DType::kFloat64, 0, 1, "float64"});
+    const Status s = DistributedOptimizer::Create(&comm, std::move(options)).status();
+    const bool told = absl::IsInvalidArgument(s) &&
+                      s.message().find("no delayed mode") != std::string::npos &&
+                      s.message().find("1/38") != std::string::npos;
+    return told ? absl::OkStatus() : absl::InternalError(s.ToString());
   });
 }
 
@@ -453,6 +567,68 @@ TEST_P(OptimizerSpine, CompressedPayloadsKeepTheMean) {
   ExpectNear(TrainAll(run, config), Simulate(run, recursion), 1e-12);
 }
 
+// Two payloads, rounded each; the ranks' mean is that without rounding.
+TEST_P(OptimizerSpine, RoundedPayloadsKeepTheMean) {
+  Training run = RunOf<TwoPayloads>();
+  run.message_dtype = DType::kFloat32;
+  const auto rounded_average = [](const Topology& w, const Vectors& y) {
+    Vectors out = y;
+    for (int r = 0; r < kRanks; ++r) {
+      for (int j = 0; j < kRanks; ++j) {
+        for (size_t i = 0; i < y[0].size(); ++i) {
+          out[r][i] += w.weight(j, r) * (static_cast<double>(static_cast<float>(y[j][i])) -
+                                         static_cast<double>(static_cast<float>(y[r][i])));
+        }
+      }
+    }
+    for (size_t i = 0; i < y[0].size(); i += 17) {
+      double sum = 0.0;
+      for (int r = 0; r < kRanks; ++r) sum += out[r][i] - y[r][i];
+      EXPECT_NEAR(sum, 0.0, 1e-12);
+    }
+    return out;
+  };
+  Check(run, [&](Model& m) {
+    const Vectors momentum = ForAll(m, [&](size_t r, size_t i) {
+      const Hyper h = m.HyperOf(r, i);
+      return h.momentum * m.state[r][i] + m.g[r][i] + h.weight_decay * m.x[r][i];
+    });
+    m.x = rounded_average(*m.w, ForAll(m, [&](size_t r, size_t i) {
+      return m.x[r][i] - m.HyperOf(r, i).lr * momentum[r][i];
+    }));
+    m.state = rounded_average(*m.w, momentum);
+  });
+}
+
+TEST_P(OptimizerSpine, MessageDtypesThatCannotBeAreRefused) {
+  const auto refused = [](Communicator& comm, DistributedOptimizerOptions options,
+                          const std::string& why) -> Status {
+    options.params.push_back({"w", 5, DType::kFloat32, 0, 1, "float32"});
+    const Status s = DistributedOptimizer::Create(&comm, std::move(options)).status();
+    const bool told = absl::IsInvalidArgument(s) && s.message().find(why) != std::string::npos;
+    return told ? absl::OkStatus() : absl::InternalError("not " + why + ": " + s.ToString());
+  };
+  RunRanksOk(GetParam(), 2, SmallPieces(), [&](Communicator& comm, Vector*) -> Status {
+    DistributedOptimizerOptions all, wide, coded, differ;
+    all.plugin = "pmsgd";
+    all.message_dtype = DType::kBFloat16;
+    if (Status s = refused(comm, std::move(all), "averages over all ranks"); !s.ok()) return s;
+    wide.plugin = "dsgd";
+    wide.message_dtype = DType::kFloat64;
+    if (Status s = refused(comm, std::move(wide), "parameter 'w': float32 cannot travel as");
+        !s.ok()) {
+      return s;
+    }
+    coded.optimizer = std::make_unique<Compressed>();
+    coded.message_dtype = DType::kBFloat16;
+    if (Status s = refused(comm, std::move(coded), "'largest entries' already"); !s.ok()) return s;
+    differ.plugin = "dsgd";
+    differ.message_dtype = comm.rank() == 0 ? DType::kBFloat16 : DType::kFloat16;
+    return refused(comm, std::move(differ),
+                   "'message_dtype=bfloat16' on rank 0 and 'message_dtype=float16' on rank 1");
+  });
+}
+
 TEST_P(OptimizerSpine, TopologyChangesAtAnAgreedStep) {
   Training run = RunOf<Periodic>();
   run.make = [] { return std::make_unique<GlobalEveryFourth>(); };
@@ -484,8 +660,12 @@ TEST_P(OptimizerSpine, ATopologyForThePastIsRefused) {
 }
 
 TEST_P(OptimizerSpine, OverlapAndNoOverlapAgreeBitForBit) {
-  for (Training run : {RunOf<TwoPayloads>(), RunOf<Early>(), RunOf<LayerWise>(), RunOf<Delayed>(),
-                       RunOf<Compressed>()}) {
+  Training delayed = RunOf<Plain>(), narrow = RunOf<TwoPayloads>();
+  delayed.delayed = true;
+  delayed.message_dtype = DType::kFloat16;
+  narrow.message_dtype = DType::kBFloat16;
+  for (Training run : {RunOf<TwoPayloads>(), RunOf<Early>(), RunOf<LayerWise>(),
+                       RunOf<Compressed>(), delayed, narrow}) {
     run.steps = 5;
     const Vectors with = TrainAll(run);
     run.overlap = false;

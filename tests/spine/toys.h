@@ -145,17 +145,18 @@ class Clipping final : public Toy {
   }
 };
 
-/// The average arrives one step late: x = x + (W y - y) with the y of the step before, then
-/// x = y = x - lr g.
-class Delayed final : public Toy {
+/// x+ = W(x - lr (g + wd x)); delayed W x - lr (g + wd W x). The state counts silent steps: in
+/// every fourth step nothing is exchanged.
+class Plain final : public Toy {
  public:
-  Delayed() : Toy({.name = "delayed", .consume = ConsumeTrigger::kNextGradient}) {}
-  void ConsumeAt(const StepContext&, const Segment& s, int64_t i) override {
-    X(s)[i] += Mixed(s)[i] - Sent(s)[i];
+  Plain() : Toy({.name = "plain", .states = {"silent"}, .delayed = "x+ = W x - lr (g + wd W x)"}) {}
+  StepPlan Plan(int64_t step, const Hyper&) const override {
+    if (step % 4 == 2) return {};
+    return {Exchange{Collective::kNeighborAllreduce, step}};
   }
-  void ProduceAt(const StepContext&, const Segment& s, int64_t i) override {
-    X(s)[i] -= s.hyper->lr * G(s)[i];
-    Sent(s)[i] = X(s)[i];
+  void ProduceAt(const StepContext& ctx, const Segment& s, int64_t i) override {
+    Sent(s)[i] = X(s)[i] - s.hyper->lr * (G(s)[i] + s.hyper->weight_decay * X(s)[i]);
+    State(s)[i] += ctx.exchanged ? 0.0 : 1.0;
   }
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <optional>
 
 #include <bluefog/distributed_optimizer.h>
 
@@ -28,6 +29,8 @@ struct Settings {
   bool common_start = false;
   bool overlap = true;
   bool whole_path = true;  ///< Or the last step only.
+  bool delayed = false;
+  std::optional<DType> message_dtype;
 };
 
 /// What the engine made of it: [step][rank], x after the step and the state (zeros without).
@@ -43,6 +46,8 @@ Status Train(Communicator& comm, const Settings& settings, Vector* values) {
   if (!topology.ok()) return topology.status();
   DistributedOptimizerOptions options;
   options.plugin = settings.plugin;
+  options.delayed = settings.delayed;
+  options.message_dtype = settings.message_dtype;
   options.topology = std::make_shared<TopologySequence>(*topology);
   for (size_t p = 0; p < 3; ++p) {
     options.params.push_back({std::string(1, 'p') + std::to_string(p),
@@ -152,14 +157,13 @@ double PathDistance(const Path& got, const std::vector<Vectors>& expected) {
   return worst;
 }
 
-/// Where DSGD with this step size goes: iterated until it stands still.
-Vectors DsgdLimit(const std::string& topology, double lr) {
-  const int n = kRanks;
-  const TopologySequence w = *MakeTopology(topology, n);
+/// Where DSGD with this step size goes, or its delayed form: iterated until it stands still.
+Vectors DsgdLimit(const std::string& topology, double lr, bool delayed = false) {
   Settings settings;
   Vectors x = Starts(settings);
   for (int k = 0; k < 100'000; ++k) {
-    const Vectors next = Average(topology, Linear(1.0, x, -lr, Gradients(x)));
+    const Vectors next = delayed ? Linear(1.0, Average(topology, x), -lr, Gradients(x))
+                                 : Average(topology, Linear(1.0, x, -lr, Gradients(x)));
     const double moved = Distance(next, x);
     x = next;
     if (moved < 1e-16) break;
@@ -305,7 +309,77 @@ TEST_P(Fidelity, TwoRunsAndOverlapAgreeBitForBit) {
     EXPECT_EQ(first.state, second.state) << plugin;
     s.overlap = false;
     EXPECT_EQ(RunEngine(s).x, first.x) << plugin;
+    if (s.plugin == "pmsgd") continue;
+    s.delayed = s.overlap = true;
+    s.message_dtype = DType::kBFloat16;
+    EXPECT_EQ(RunEngine(s).x, RunEngine(s).x) << plugin;
   }
+}
+
+/// Mean squared distance of the ranks' models to the minimum of the sum of all problems.
+double Bias(const Vectors& x) {
+  double sum = 0.0;
+  for (const Vector& v : x) {
+    for (size_t i = 0; i < kColumns; ++i) {
+      const double d = v[i] - Problem().Minimum()[i];
+      sum += d * d;
+    }
+  }
+  return sum / static_cast<double>(x.size());
+}
+
+// Check 12: rounding the messages adds no bias to speak of, as the mean is kept.
+TEST_P(Fidelity, RoundedMessagesLeaveTheBiasOfDecentLam) {
+  Settings s = Make("decentlam", 1e-3, 0.9, 2500);
+  s.whole_path = false;
+  const double bias = Bias(RunEngine(s).x.back());
+  ASSERT_NEAR(bias, Bias(DsgdLimit(GetParam(), 1e-3)), 1e-9);
+  s.message_dtype = DType::kBFloat16;
+  EXPECT_NEAR(Bias(RunEngine(s).x.back()), bias, 0.15 * bias);
+  s.message_dtype = DType::kFloat16;
+  s.delayed = true;
+  const double delayed = Bias(DsgdLimit(GetParam(), 1e-3, true));
+  EXPECT_NEAR(Bias(RunEngine(s).x.back()), delayed, 0.15 * delayed);
+}
+
+// The recursions of the delayed mode, step by step: the model is averaged while the gradient is
+// computed.
+TEST_P(Fidelity, DelayedIsTheRecursionThatIsDocumented) {
+  const double lr = 1e-3, beta = 0.8;
+  for (const char* plugin : {"dsgd", "dmsgd", "decentlam"}) {
+    Settings s = Make(plugin, lr, beta, 40);
+    s.delayed = true;
+    std::vector<Vectors> expected;
+    Vectors x = Starts(s), m(kRanks, Vector(kColumns, 0.0));
+    for (int64_t k = 0; k < s.steps; ++k) {
+      const Vectors g = Gradients(x), mixed = Average(GetParam(), x);
+      if (s.plugin == "dsgd") {
+        x = Linear(1.0, mixed, -lr, g);
+      } else if (s.plugin == "dmsgd") {
+        m = Linear(beta, m, 1.0, g);
+        x = Linear(1.0, mixed, -lr, m);
+      } else {
+        m = Linear(beta, m, 1.0, Linear(1.0, x, -1.0, Linear(1.0, mixed, -lr, g)));
+        x = Linear(1.0, x, -1.0, m);
+      }
+      expected.push_back(x);
+    }
+    EXPECT_LE(PathDistance(RunEngine(s), expected), 1e-13) << plugin;
+  }
+}
+
+// Its limits: of DSGD's, DmSGD's and DecentLaM's delayed forms, the first with the first's and
+// second's step sizes. DecentLaM's does not depend on beta here either.
+TEST_P(Fidelity, TheLimitsOfTheDelayedForms) {
+  Settings s = Make("decentlam", 1e-3, 0.9, 2500);
+  s.delayed = true;
+  s.whole_path = false;
+  EXPECT_LE(Distance(RunEngine(s).x.back(), DsgdLimit(GetParam(), 1e-3, true)), 1e-12);
+  s = Make("dmsgd", 5e-4, 0.8, 2500);
+  s.delayed = true;
+  s.whole_path = false;
+  EXPECT_LE(Distance(RunEngine(s).x.back(), DsgdLimit(GetParam(), 5e-4 / (1.0 - 0.8), true)),
+            1e-12);
 }
 
 INSTANTIATE_TEST_SUITE_P(Topologies, Fidelity, ::testing::Values("ring", "mesh-grid-2d"),

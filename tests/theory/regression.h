@@ -49,6 +49,7 @@ class Regression {
       b_.push_back(b);
       starts_.push_back(start);
     }
+    Solve();
   }
   Vector Gradient(int rank, const Vector& x) const {
     const Vector& a = a_[static_cast<size_t>(rank)];
@@ -60,13 +61,39 @@ class Regression {
     }
     return g;
   }
+  /// Of the sum over the ranks, by Gauss' elimination.
+  const Vector& Minimum() const { return minimum_; }
   /// Different on every rank, or that of rank 0.
   const Vector& Start(int rank, bool common) const {
     return starts_[static_cast<size_t>(common ? 0 : rank)];
   }
 
  private:
+  void Solve() {
+    const Vector zero(kColumns, 0.0);
+    Vectors rows(kColumns, Vector(kColumns + 1, 0.0));
+    for (int rank = 0; rank < kRanks; ++rank) {
+      const Vector g0 = Gradient(rank, zero);
+      for (size_t c = 0; c < kColumns; ++c) {
+        Vector unit = zero;
+        unit[c] = 1.0;
+        const Vector g = Gradient(rank, unit);
+        for (size_t r = 0; r < kColumns; ++r) rows[r][c] += g[r] - g0[r];
+        rows[c][kColumns] -= g0[c];
+      }
+    }
+    for (size_t p = 0; p < kColumns; ++p) {  // Positive definite: no pivoting.
+      for (size_t r = 0; r < kColumns; ++r) {
+        if (r == p) continue;
+        const double factor = rows[r][p] / rows[p][p];
+        for (size_t c = p; c <= kColumns; ++c) rows[r][c] -= factor * rows[p][c];
+      }
+    }
+    for (size_t r = 0; r < kColumns; ++r) minimum_.push_back(rows[r][kColumns] / rows[r][r]);
+  }
+
   Vectors a_, b_, starts_;
+  Vector minimum_;
 };
 
 }  // namespace bluefog::theory

@@ -20,6 +20,7 @@ from ._arguments import (
     Destinations,
     Weights,
     call_weights,
+    dtype_of_messages,
     named_tensors,
     naming,
     rank_of,
@@ -82,6 +83,7 @@ class Api(Generic[T]):
         dst_weights: Destinations | None = None,
         enable_topo_check: bool = True,
         name: str | None = None,
+        message_dtype: Any = None,
     ) -> int:
         """Start :func:`neighbor_allreduce`; parameters and errors are the same.
 
@@ -94,7 +96,7 @@ class Api(Generic[T]):
             A handle for ``synchronize``, ``wait`` and ``poll``.
         """
         return _runtime.add_handle(
-            self._neighbor(tensor, name, self_weight, src_weights, dst_weights)
+            self._neighbor(tensor, name, self_weight, src_weights, dst_weights, message_dtype)
         )
 
     def neighbor_allreduce(
@@ -106,6 +108,7 @@ class Api(Generic[T]):
         dst_weights: Destinations | None = None,
         enable_topo_check: bool = True,
         name: str | None = None,
+        message_dtype: Any = None,
     ) -> T:
         """Weighted average with the neighbours.
 
@@ -125,6 +128,15 @@ class Api(Generic[T]):
             messages.
         name : str, optional
             Matches the call with those of the other ranks; default: the order of calls.
+        message_dtype : str or dtype, optional
+            "bfloat16" or "float16" for float32 tensors, these or "float32" for float64: what
+            travels is rounded to it (to nearest even; finite values beyond the largest become
+            that), half or a quarter of the bytes. Sums are made in the tensor's dtype, as ``y_i =
+            t * x_i + sum_j w_ij * (Q(x_j) - Q(x_i))`` with Q the rounding, w_ij the product of both
+            weights and t the sum of all, 1 as a rule: what this rank rounds away when it sends, it
+            keeps. So where W is doubly stochastic the mean over the ranks stays what it was, and
+            ranks that agree keep their values to the bit. Equal on all ranks. Default: the
+            tensor's own.
 
         Returns
         -------
@@ -135,12 +147,13 @@ class Api(Generic[T]):
         ------
         ValueError
             Weights that are incomplete, name this rank, a rank twice or none that exists; a
-            neighbour that called with another shape, dtype or set of ranks.
+            neighbour that called with another shape, dtype, message_dtype or set of ranks; a
+            message_dtype that has not fewer bits.
         BluefogError
             A neighbour died or never called; ``code`` says which.
         """
         return _runtime.complete(
-            self._neighbor(tensor, name, self_weight, src_weights, dst_weights)
+            self._neighbor(tensor, name, self_weight, src_weights, dst_weights, message_dtype)
         )
 
     # ---- Global operations.
@@ -440,12 +453,15 @@ class Api(Generic[T]):
         self_weight: float | None,
         src_weights: Weights | None,
         dst_weights: Destinations | None,
+        message_dtype: Any,
     ) -> _runtime.Pending:
         try:
-            weights = call_weights(self_weight, src_weights, dst_weights)
+            arguments = call_weights(self_weight, src_weights, dst_weights)
+            if message_dtype is not None:
+                arguments["message_dtype"] = dtype_of_messages(message_dtype)
         except (TypeError, ValueError) as error:
             raise _runtime.located(error, "neighbor_allreduce", name) from None
-        return self._submit(Op.neighbor_allreduce, tensor, name, **weights)
+        return self._submit(Op.neighbor_allreduce, tensor, name, **arguments)
 
     def _submit(
         self, op: Op, tensor: T, name: str | None, in_place: bool = False, **arguments: Any

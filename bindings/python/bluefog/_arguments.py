@@ -7,11 +7,14 @@ import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
+import numpy as np
+
 from . import _runtime
 from ._errors import BluefogError, BluefogValueError, as_int
 
 Weights = Mapping[int, float]
 Destinations = Union[Mapping[int, float], Sequence[int]]
+_MESSAGE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 @contextlib.contextmanager
@@ -51,6 +54,21 @@ def named_tensors(params: Any) -> list[tuple[str, Any]]:
 def refuse_hierarchical(is_hierarchical_local: bool) -> None:
     if is_hierarchical_local:
         raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
+
+
+def dtype_of_messages(value: Any) -> str | None:
+    """The name of a dtype of any framework; None stays None."""
+    if value is None:
+        return None
+    name = value if isinstance(value, str) else str(value).rpartition("torch.")[2]
+    if name not in _MESSAGE_DTYPES:
+        with contextlib.suppress(TypeError):
+            name = np.dtype(value).name
+    if name not in _MESSAGE_DTYPES:
+        raise BluefogValueError(
+            f"message_dtype is {value!r}; it is one of {', '.join(_MESSAGE_DTYPES)}, or None"
+        )
+    return name
 
 
 def rank_of(value: Any, what: str) -> int:

@@ -122,7 +122,8 @@ std::optional<Imported> ImportInput(Op op, const std::string& name, const py::ob
 std::optional<PyWork> Submit(const Session& session, Op op, const std::string& name,
                              const py::object& input, const py::object& owner, bool in_place,
                              bool average, int root, std::optional<double> self_weight,
-                             const Weights& src, const std::optional<Weights>& dst) {
+                             const Weights& src, const std::optional<Weights>& dst,
+                             const std::optional<std::string>& message_dtype) {
   Communicator& communicator = session.get();
   DropReleased();
   OpSpec spec;
@@ -138,6 +139,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
     if (in_place) spec.output = tensor->view;
     spec.keep_alive = KeepAlive(std::move(tensor->owner));
   }
+  if (message_dtype) spec.message_dtype = DTypeFromName(*message_dtype);
   if (self_weight) {
     spec.weights = MixingWeights{*self_weight, ToEdges(src), std::nullopt};
     if (dst) spec.weights->dst = ToEdges(*dst);
@@ -236,7 +238,7 @@ void BindCommunicator(py::module_& module) {
       .def("submit", &Submit, py::arg("op"), py::arg("name") = "", py::arg("input") = py::none(),
            py::arg("owner") = py::none(), py::arg("in_place") = false, py::arg("average") = true,
            py::arg("root") = 0, py::arg("self_weight") = py::none(), py::arg("src") = Weights{},
-           py::arg("dst") = py::none())
+           py::arg("dst") = py::none(), py::arg("message_dtype") = py::none())
       .def(
           "check_in_place",
           [](const Session&, Op op, const py::object& input, const py::object& owner,

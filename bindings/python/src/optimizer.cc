@@ -2,6 +2,7 @@
 // strides of each are read and compared anew at every step.
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -29,7 +30,8 @@ class PyOptimizer {
  public:
   PyOptimizer(const Session& session, const std::string& plugin,
               const std::vector<Parameter>& parameters, std::shared_ptr<TopologySequence> topology,
-              bool allow_unstable, int64_t step, const std::string& agreed, const std::string& name)
+              bool allow_unstable, int64_t step, const std::string& agreed, const std::string& name,
+              const std::optional<std::string>& message_dtype, bool delayed)
       : communicator_(session.shared()) {
     Communicator* communicator = &session.get();
     DistributedOptimizerOptions options;
@@ -39,6 +41,8 @@ class PyOptimizer {
     options.step = step;
     options.agreed = agreed;
     options.name = name;
+    if (message_dtype) options.message_dtype = DTypeFromName(*message_dtype);
+    options.delayed = delayed;
     try {
       for (const auto& [param, tensor, group] : parameters) {
         Register(param, tensor, group, &options);
@@ -147,6 +151,20 @@ class PyOptimizer {
     ThrowIfError(status);
   }
 
+  /// Takes what is under way, in delayed mode; parameters must be bound. Answers Ctrl-C, and may
+  /// then be called again.
+  void Synchronize() {
+    ThrowIfForked();
+    const Status status = WaitInSlices([this](auto slice) -> std::optional<Status> {
+      Status s = optimizer_->Synchronize(bindings_, slice);
+      if (absl::IsDeadlineExceeded(s)) return std::nullopt;
+      return s;
+    });
+    keep_.clear();
+    DropReleased();
+    ThrowIfError(status);
+  }
+
   DistributedOptimizer& get() const {
     ThrowIfForked();
     return *optimizer_;
@@ -203,9 +221,10 @@ void BindOptimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "DistributedOptimizer")
       .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
                     std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&,
-                    const std::string&>(),
+                    const std::string&, const std::optional<std::string>&, bool>(),
            py::arg("communicator"), py::arg("plugin"), py::arg("params"), py::arg("topology"),
-           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"), py::arg("name"))
+           py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"), py::arg("name"),
+           py::arg("message_dtype") = py::none(), py::arg("delayed") = false)
       .def("retire",
            [](const PyOptimizer& o, const std::string& why) {
              DistributedOptimizer& optimizer = o.get();
@@ -219,6 +238,7 @@ void BindOptimizer(py::module_& module) {
       .def("bind", &PyOptimizer::Bind)
       .def("ready", &PyOptimizer::Ready)
       .def("run_step", &PyOptimizer::Step)
+      .def("synchronize", &PyOptimizer::Synchronize)
       .def("set_topology",
            [](const PyOptimizer& o, std::shared_ptr<TopologySequence> topology, int64_t from_step) {
              ThrowIfError(o.get().SetTopology(std::move(topology), from_step));
@@ -246,8 +266,8 @@ void BindOptimizer(py::module_& module) {
     return py::dict(
         py::arg("name") = t.name, py::arg("summary") = t.summary, py::arg("source") = t.source,
         py::arg("payloads") = t.payloads, py::arg("states") = t.states, py::arg("hypers") = hypers,
-        py::arg("uses_topology") = t.uses_topology, py::arg("needs_symmetric") = t.needs_symmetric,
-        py::arg("needs_static") = t.needs_static);
+        py::arg("delayed") = t.delayed, py::arg("uses_topology") = t.uses_topology,
+        py::arg("needs_symmetric") = t.needs_symmetric, py::arg("needs_static") = t.needs_static);
   });
 }
 

@@ -54,6 +54,12 @@ struct OpSpec {
   bool average = true;                   ///< kAllreduce: mean instead of sum.
   int root = 0;                          ///< kBroadcast.
   std::optional<MixingWeights> weights;  ///< kNeighborAllreduce.
+  /// kNeighborAllreduce: messages of fewer bits, float16 or bfloat16 for float32, these and float32
+  /// for float64, rounded to nearest even; the same on all ranks. Sums are made in the tensor's own
+  /// type, as y = t*x + sum w_j (Q(x_j) - Q(x)), t being the sum of all weights, 1 as a rule: of
+  /// what this rank rounds away when it sends x, it keeps as much as it takes from others. Not set,
+  /// or the tensor's own type: nothing is rounded.
+  std::optional<DType> message_dtype;
   /// Dropped on a caller's thread (in Submit or Wait), never on the engine's.
   std::shared_ptr<void> keep_alive;
 };

@@ -49,6 +49,13 @@ struct DistributedOptimizerOptions {
   std::vector<ParameterInfo> params;     ///< In registration order; buckets run in reverse.
   /// Null: the communicator's, read when a step begins.
   std::shared_ptr<const TopologySequence> topology;
+  /// Of what is sent to neighbours; see OpSpec. Refused where a parameter has not more bits, and
+  /// for plugins that average with everybody or have a codec. A plugin's all-reduces among other
+  /// steps are not rounded.
+  std::optional<DType> message_dtype;
+  /// What is sent in a step is averaged until the gradients of the next one are there: see
+  /// Traits::delayed, which says what becomes of the method. InvalidArgument where it is empty.
+  bool delayed = false;
   bool allow_unstable = false;  ///< Run on a graph that CheckTopology refuses; warns.
   int64_t step = 0;             ///< First step, when resuming.
   std::string agreed;           ///< Settings of the caller's own that all ranks must share.
@@ -101,6 +108,12 @@ class DistributedOptimizer {
   virtual Status BeginStep(std::span<const ParameterBinding> bindings,
                            std::span<const Hyper> hypers) = 0;
   virtual Status WaitStep(std::chrono::nanoseconds timeout) = 0;
+  /// Delayed mode: waits for the averages under way and takes them, x += W x - x, so that nothing
+  /// is under way; on all ranks at the same step, and not within one. Not needed for a checkpoint:
+  /// what is under way is the model itself, and sent again by whoever starts from it.
+  /// DeadlineExceeded: call it again. Otherwise it does nothing.
+  virtual Status Synchronize(std::span<const ParameterBinding> bindings,
+                             std::chrono::nanoseconds timeout) = 0;
   /// Bytes of payload slots held for this optimizer.
   virtual int64_t bytes_pinned() const = 0;
 };

@@ -97,10 +97,8 @@ enum class PayloadTime : uint8_t {
   kEarly,     ///< Known before forward: leaves at the end of the previous step.
 };
 enum class ConsumeTrigger : uint8_t {
-  kCombined,      ///< As soon as the average exists.
-  kStep,          ///< Not before step() was called.
-  kNextGradient,  ///< One step later, when the next gradient is there: the window is the whole
-                  ///< step.
+  kCombined,  ///< As soon as the average exists.
+  kStep,      ///< Not before step() was called.
 };
 enum class MeasureScope : uint8_t {
   kNone,
@@ -129,6 +127,13 @@ struct Traits {
   ConsumeTrigger consume = ConsumeTrigger::kCombined;
   MeasureScope measure_scope = MeasureScope::kNone;
   int measures = 0;  ///< Doubles per parameter.
+  /// Delayed mode: what it makes of the recursion; empty where the method does not stand it.
+  /// Neighbours get the model as a step leaves it, and have the whole next step for it: when the
+  /// next gradient is there, Produce is called with the average W x in place of x, and at once
+  /// Consume, with x and what Produce wrote for `mixed`. So W(x - lr g) becomes W x - lr g. Of one
+  /// payload, without measures; Produce must not write x.
+  std::string delayed = {};
+  std::string delayed_reason = {};  ///< Why it is empty, with numbers; part of the refusal.
   // Requirements on the graph.
   bool uses_topology = true;
   bool needs_symmetric = false;
@@ -136,19 +141,32 @@ struct Traits {
   std::string needs_reason = {};  ///< Why, with numbers; part of the refusal.
 };
 
-/// Payload bytes that are not elements x size: compression. Encode and DecodeAdd see whole
-/// messages.
+/// Messages that are not the elements themselves: fewer bits, compression. Encode sees whole
+/// messages, at most a chunk (BLUEFOG_CHUNK_BYTES).
 class Codec {
  public:
   virtual ~Codec() = default;
   virtual const char* name() const = 0;
   virtual int64_t MaxBytes(DType dtype, int64_t n) const = 0;
+  /// Not 0: a message is so many bytes for each element, and any part of it can be decoded by
+  /// itself, while it is in cache.
+  virtual int64_t ElementBytes() const { return 0; }
   /// Returns the bytes written to `out` (at most MaxBytes).
   virtual int64_t Encode(DType dtype, int64_t n, const void* x, std::byte* out) const = 0;
   /// acc += weight * decoded. Bytes come from a peer: malformed ones are an error, never a crash.
-  /// The engine mixes as x_i + sum w_ij (Q(x_j) - Q(x_i)), which keeps the mean whatever Q is.
   virtual Status DecodeAdd(DType dtype, int64_t n, std::span<const std::byte> bytes, double weight,
                            void* acc) const = 0;
+
+  struct Message {
+    int rank;  ///< Whose it is, for errors.
+    std::span<const std::byte> bytes;
+    double weight;
+  };
+  /// out = total*x + sum of w_j (Q(x_j) - Q(x)), Q(x) being `own`. With the weights of a doubly
+  /// stochastic matrix and their sum for `total`, 1, the mean over the ranks stays what it was,
+  /// whatever Q is. `out` may be x. By default through DecodeAdd, for float32 and float64.
+  virtual Status Mix(DType dtype, int64_t n, void* out, double total, const void* x,
+                     std::span<const std::byte> own, std::span<const Message> messages) const;
 };
 
 class Optimizer {

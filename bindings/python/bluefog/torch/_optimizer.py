@@ -12,7 +12,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any, Callable, Literal
 
 import torch
 from torch.autograd.graph import increment_version
@@ -20,6 +20,7 @@ from torch.utils.dlpack import to_dlpack
 
 from .. import _core, _runtime
 from .. import topology as _topology
+from .._arguments import dtype_of_messages
 from .._errors import BluefogError, BluefogValueError
 from . import _adapter
 
@@ -30,7 +31,9 @@ _COPIED = (
     *(
         "_allow_unstable",
         "_broadcasts",
+        "_delayed",
         "_limits",
+        "_message_dtype",
         "_name",
         "_overlap",
         "_plugin",
@@ -117,13 +120,21 @@ class DistributedOptimizer(torch.optim.Optimizer):
     topology : networkx graph, numpy.ndarray, Topology or TopologySequence, optional
         The graph of this optimizer; the round of a sequence is the step. Default: that of
         ``bf.set_topology``, read at each step.
-    overlap : bool
+    overlap : bool or "delayed"
         True: parameters and gradients belong to the engine from the moment a gradient is ready
         until ``step()`` returns. Gradients must not be changed in between (clipping, loss scaling)
         and there is one backward per step; use :meth:`no_sync` to accumulate. False: everything
-        happens inside ``step()``, which is right for any code.
+        happens inside ``step()``, which is right for any code. "delayed": as True, and what a step
+        sends is averaged until the gradients of the next one are there, so that communication has a
+        whole step to hide under. Neighbours get the model as the step leaves it: ``W(x - lr g)``
+        becomes ``W x - lr g`` in the recursion (weight decay acts on W x), see each optimizer; one
+        that does not stand it raises, with the reason.
     broadcast : bool
         False: keep each rank's own initial parameters.
+    message_dtype : str or dtype, optional
+        "bfloat16" or "float16" ("float32" for float64 parameters): what travels to neighbours is
+        rounded to it, in the form that keeps the mean of the models, see
+        :func:`bluefog.neighbor_allreduce`. Default: the parameters' own.
     allow_unstable : bool
         Run on a graph for which the algorithm is known to diverge (with a warning).
     name : str, optional
@@ -168,8 +179,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         *,
         plugin: str,
         topology: Any = None,
-        overlap: bool = True,
+        overlap: bool | Literal["delayed"] = True,
         broadcast: bool = True,
+        message_dtype: Any = None,
         allow_unstable: bool = False,
         name: str | None = None,
         **hypers: float,
@@ -187,7 +199,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._limits = [(key, *limits) for key, limits in {**common, **own}.items()]
             self._name = name or plugin
             self._where = f"rank {communicator.rank}: {self._name}"
-            self._overlap = overlap
+            if isinstance(overlap, str) and overlap != "delayed":
+                raise BluefogValueError(
+                    f"{self._where}: overlap is {overlap!r}; it is True, False or 'delayed'"
+                )
+            self._overlap, self._delayed = bool(overlap), overlap == "delayed"
+            self._message_dtype = dtype_of_messages(message_dtype)
             self._allow_unstable = allow_unstable
             self._broadcasts = bool(broadcast)
             # By the step from which each is used; None: that of bf.set_topology.
@@ -257,8 +274,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave: hyper-parameters, state vectors and the step counter.
 
-        Not collective. Raises BluefogError between ``backward()`` and ``step()``, ValueError where
-        a state vector or hyper-parameter does not fit; nothing is changed then.
+        Not collective, but with ``overlap="delayed"`` all ranks must do it at the same step: the
+        next one sends the models anew. Raises BluefogError between ``backward()`` and ``step()``,
+        ValueError where a state vector or hyper-parameter does not fit; nothing is changed then.
         """
         if self._stepping:
             raise BluefogError(
@@ -285,6 +303,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def set_topology(self, topology: Any, from_step: int | None = None) -> None:
         """Use another graph from step ``from_step`` on (default: the next but one).
 
+        With ``overlap="delayed"`` the default is one step later, as what the next step averages has
+        left.
+
         Every rank calls it with the same arguments before that step.
 
         Parameters
@@ -300,7 +321,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         sequence = self._sequence(topology)
         if from_step is None:
-            from_step = self.param_groups[0]["step"] + 1
+            from_step = self.param_groups[0]["step"] + (2 if self._delayed else 1)
         if self._core is not None:
             try:
                 self._core.set_topology(sequence, from_step)
@@ -404,6 +425,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 step,
                 f"broadcast={self._broadcasts}",
                 registration,
+                self._message_dtype,
+                self._delayed,
             )
             self._core = core
             for from_step, sequence in self._topologies.items():
@@ -679,6 +702,32 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 raise
             self._fail(str(error), error)
         return loss
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Take what is under way with ``overlap="delayed"``: x becomes W x; else do nothing.
+
+        Every rank calls it at the same step, between ``step()`` and ``backward()``: after the last
+        step, say, to have models that were averaged once more. A checkpoint does not need it: what
+        is under way is the model itself, and whoever starts from the checkpoint sends it again, so
+        that training goes on bit for bit. Answers Ctrl-C, and can be called again.
+
+        Raises
+        ------
+        BluefogError
+            Between ``backward()`` and ``step()``; a rank died or left.
+        """
+        if self._stepping:
+            raise BluefogError(
+                f"{self._where}: synchronize between backward() and step(); call step() first"
+            )
+        if not self._delayed or not self._is_registered():
+            return
+        for slot in self._slots.values():
+            self._give(self._core.bind, slot, None)
+        self._core.synchronize()
+        if self._slots:
+            increment_version([slot.param for slot in self._slots.values()])
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
