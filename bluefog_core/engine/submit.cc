@@ -363,7 +363,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
     s.scratch[0] = scratch->get();
     s.scratch_memory = *std::move(scratch);
   }
-  if (s.plan->encodings > 0) {  // Also of no elements.
+  if (s.plan->encodings > 0) {                  // Also of no elements.
     s.codec = *MessageCodec(s.dtype, message);  // Validate has asked.
     s.coded_stride = s.codec->ElementBytes();
     StatusOr<std::shared_ptr<std::byte>> coded =
