@@ -62,7 +62,7 @@ def parser(description: str | None, rounds: int = 9) -> argparse.ArgumentParser:
 
 
 def build(*more: str) -> None:
-    """The Release build of this checkout: library, Python module, what the scripts load, ``more``."""
+    """The Release build: library, Python module, what the scripts load, and ``more``."""
     targets = ["bench_native", "bench_malloc", "bluefog_tool", "_core", *more]
     configure = ["cmake", "--preset", "release", "-DBLUEFOG_PYTHON=ON", "-DBLUEFOG_BENCHMARKS=ON"]
     configure.append(f"-DPython_EXECUTABLE={sys.executable}")
