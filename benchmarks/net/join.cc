@@ -1,6 +1,8 @@
 // join.cc RANKS PROCESSES: how long it takes until so many ranks have joined a job and hold its
 // address book. Rank 0, which serves, is alone in its process; the others are threads of PROCESSES
 // more. Real control plane, with a token; no engine. Prints one line of JSON.
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -97,6 +99,7 @@ int Main(int ranks, int processes) {
     const int first = p == 0 ? 0 : 1 + (p - 1) * each;
     const int last = p == 0 ? 1 : std::min(ranks, first + each);
     if (fork() == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
       close(go[1]);
       close(done[1]);
       _exit(JoinAs(first, last, job, go[0], results[1], done[0]) ? 0 : 1);

@@ -1,4 +1,4 @@
-"""How long it takes until a job of many ranks has come together, with a token.
+"""How long it takes until a job of many ranks has come together: rendezvous with a token.
 
 The ranks are threads of a few processes of this machine and have no engine; rank 0, which serves
 the control plane, has a process for itself. From the start of all of them until the last one holds

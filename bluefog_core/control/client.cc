@@ -221,11 +221,12 @@ void Client::OnPulse() {
 }
 
 int64_t Client::patience_ns() const {
+  if (phase_ != Phase::kJoined) return kJoinPatience * options_.dead_ms * kMillisecond;
   return options_.dead_ms * kMillisecond - options_.heartbeat_ms * kMillisecond / 2;
 }
 
 void Client::Beat() {
-  bool suspect = false;
+  bool suspect = false, dead = false, joined = false;
   v1::Heartbeat heartbeat;
   heartbeat.set_rank(options_.join.rank());
   while (true) {
@@ -233,28 +234,34 @@ void Client::Beat() {
     {
       MutexLock lock(mu_);
       // On the beat of the clock, which is one for all ranks of a host: the server wakes up once
-      // for all of them.
-      const int64_t interval = options_.heartbeat_ms * kMillisecond;
-      const int64_t due = (NowNs() / interval + 1) * interval;
+      // for all of them. Fewer beats until the job is complete, as there is more patience.
+      int64_t interval = 0, due = 0;
+      const auto schedule = [&]() REQUIRES(mu_) {
+        joined = phase_ == Phase::kJoined;
+        interval = options_.heartbeat_ms * kMillisecond * (joined ? 1 : kJoinPatience);
+        due = (NowNs() / interval + 1) * interval;
+      };
       const auto over = [this]() REQUIRES(mu_) {
         return phase_ == Phase::kEnded || leaving_ || server_closing_;
       };
       int64_t now = 0;
+      schedule();
       while (!over() && (now = NowNs()) < std::min(due, seen_ns_ + patience_ns())) {
         changed_.WaitUntil(mu_, At(std::min(due, seen_ns_ + patience_ns())));
+        if (!joined && phase_ == Phase::kJoined) schedule();
       }
       if (over()) return;
       // While this process itself was stopped or starved it could hear nobody.
       if (now - due > interval) seen_ns_ = std::min(now, seen_ns_ + now - due);
       silent = now - seen_ns_;
-      silent_ = silent >= patience_ns();
+      silent_ = dead = silent >= patience_ns();
     }
-    if (silent >= patience_ns()) {
+    if (dead) {
       MutexLock lock(session_mu_);
       if (session_ != nullptr) session_->Cancel();
       return;
     }
-    if (silent >= options_.suspect_ms * kMillisecond && !suspect) {
+    if (joined && silent >= options_.suspect_ms * kMillisecond && !suspect) {
       options_.notice("rank 0 has been silent for " + Seconds(silent) +
                       "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));
     }

@@ -74,7 +74,7 @@ class Client {
   void OnPulse() EXCLUDES(mu_);
   void Beat();
   // A silence of the server that counts as death.
-  int64_t patience_ns() const;
+  int64_t patience_ns() const REQUIRES(mu_);
   /// Ends the streams (the session with a Leave in front if `orderly`) and the thread.
   void Disconnect(bool orderly);
 

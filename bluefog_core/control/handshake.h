@@ -17,6 +17,9 @@
 namespace bluefog::control {
 
 inline constexpr size_t kMaxJobId = 256;
+/// While hundreds of ranks join, processors are busy: silence counts as death after so many times
+/// the usual. The end of a connection tells of most deaths anyway.
+inline constexpr int64_t kJoinPatience = 5;
 
 struct Caller {
   std::string job_id;

@@ -207,10 +207,7 @@ void Server::Stop(bool orderly) {
   if (server_ == nullptr) return;
   {
     MutexLock lock(mu_);
-    for (int r = 0; r < options_.size; ++r) {
-      const Member& member = members_[static_cast<size_t>(r)];
-      if (member.tell_ns != 0) Fail(r, member.end);
-    }
+    FailPending();
     for (const auto& [stream, rank] : streams_) {
       if (!complete_) {
         stream->End({grpc::StatusCode::ABORTED, "rank 0 gave up while the ranks were joining"});
@@ -305,6 +302,8 @@ void Server::OnMessage(Stream& stream, v1::FromRank& message) {
     FailSoon(report.rank(),
              report.text().substr(0, kMaxTextBytes) + " (seen by " + Rank(rank) + ")");
   } else if (message.has_leave()) {
+    FailPending();  // What it fled from is told before.
+    if (member.state != State::kJoined) return;
     member.state = State::kLeft;
     if (!complete_) {
       Condemn({grpc::StatusCode::ABORTED, Rank(rank) + " gave up while the ranks were joining"});
@@ -405,6 +404,7 @@ void Server::SendAddressBook() {
     *book->mutable_address_book()->add_address() = std::move(*member.join.mutable_address());
   }
   for (Member& member : members_) {
+    member.seen_ns = NowNs();
     if (member.stream) member.stream->Send(book);
   }
 }
@@ -442,6 +442,13 @@ void Server::FailSoon(int rank, const std::string& text) {
   member.end = text;
   member.tell_ns = NowNs() + kLauncherNs;
   eventfd_write(wake_fd_, 1);
+}
+
+void Server::FailPending() {
+  for (int r = 0; r < options_.size; ++r) {
+    const Member& member = members_[static_cast<size_t>(r)];
+    if (member.tell_ns != 0) Fail(r, member.end);
+  }
 }
 
 void Server::Condemn(const grpc::Status& status) {
@@ -505,6 +512,7 @@ void Server::Watch() {
 }
 
 int64_t Server::patience_ns() const {
+  if (!complete_) return kJoinPatience * options_.dead_ms * kMillisecond;
   // What was missed last may have been due almost an interval ago: so dead_ms after a rank stopped
   // everybody knows it.
   return options_.dead_ms * kMillisecond - options_.heartbeat_ms * kMillisecond / 2;
@@ -530,7 +538,7 @@ std::vector<std::string> Server::CheckTime(int64_t now_ns, int64_t* next_ns) {
                   std::to_string(member.progress) + " operations" + Whose(r));
       continue;
     }
-    if (silent >= options_.suspect_ms * kMillisecond && !member.suspect) {
+    if (complete_ && silent >= options_.suspect_ms * kMillisecond && !member.suspect) {
       member.suspect = true;
       notices.push_back(Rank(r) + " has been silent for " + Seconds(silent) +
                         "; it counts as dead after " + Seconds(options_.dead_ms * kMillisecond));

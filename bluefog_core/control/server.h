@@ -89,6 +89,7 @@ class Server final : private v1::Control::CallbackService {
   void Fail(int rank, const std::string& text) REQUIRES(mu_);
   // Fails the rank at once, or soon if a launcher may know more.
   void FailSoon(int rank, const std::string& text) REQUIRES(mu_);
+  void FailPending() REQUIRES(mu_);
   // The job cannot come together: every rank that waits, and that comes yet, gets `status`.
   void Condemn(const grpc::Status& status) REQUIRES(mu_);
   void Broadcast(const v1::ToRank& message, int except) REQUIRES(mu_);
@@ -100,7 +101,7 @@ class Server final : private v1::Control::CallbackService {
   std::vector<std::string> CheckTime(int64_t now_ns, int64_t* next_ns) REQUIRES(mu_);
   grpc::Status MissingRanks(int waited) const REQUIRES(mu_);
   // A rank's silence that counts as death.
-  int64_t patience_ns() const;
+  int64_t patience_ns() const REQUIRES(mu_);
   void OutOfDescriptors() EXCLUDES(mu_);
   void Stop(bool orderly);
 
