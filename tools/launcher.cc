@@ -6,22 +6,14 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <filesystem>
 #include <optional>
-#include <string_view>
 
 #include "agent.h"
 #include "base/clock.h"
-#include "base/token.h"
-#include "children.h"
 #include "output.h"
 #include "signals.h"
-
-extern char** environ;
 
 namespace bluefog::tools {
 namespace {
@@ -35,15 +27,6 @@ constexpr int64_t kFarewellNs = 30 * kSecondNs;  // For agents whose ranks have 
 constexpr int64_t kAliveNs = 2 * kSecondNs;
 constexpr int kGiveUp = NSIG;  // After SIGKILL: hosts that do not answer.
 constexpr int kHostFailed = 255;
-
-std::string Hex(const std::string& bytes) {
-  std::string text;
-  for (const char byte : bytes) {
-    text += "0123456789abcdef"[static_cast<unsigned char>(byte) >> 4];
-    text += "0123456789abcdef"[byte & 15];
-  }
-  return text;
-}
 
 std::string Count(int n, const std::string& what) {
   return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
@@ -84,75 +67,18 @@ class Launcher {
 
  private:
   Status MakeLinks() {
-    std::vector<HostRanks> hosts = options_.hosts;
-    if (hosts.empty()) {
-      hosts.push_back({.name = "",
-                       .local = true,
-                       .slots = options_.ranks,
-                       .first = 0,
-                       .count = options_.ranks});
-    }
-    const bool named = hosts.size() > 1 || !hosts[0].local;
-    HostJob job;
-    const StatusOr<std::string> id = RandomBytes(16), token = RandomBytes(kTokenBytes);
-    if (!id.ok() || !token.ok()) return id.ok() ? token.status() : id.status();
-    job.job_id = Hex(*id);
-    job.token = *token;
-    job.size = options_.ranks;
-    job.command = options_.command;
-    job.tag = options_.tag;
-    if (named) {
-      std::error_code error;
-      job.cwd = options_.cwd.empty() ? std::filesystem::current_path(error).string() : options_.cwd;
-    } else {
-      job.cwd = options_.cwd;
-    }
-    const char* path = std::getenv("PATH");
-    if (FindProgram(job.command[0], path == nullptr ? "" : path, &job.program) != 0 ||
-        !job.program.starts_with('/')) {
-      job.program.clear();
-    }
-    if (options_.coordinator.find_last_of(":]") != std::string::npos &&
-        options_.coordinator[options_.coordinator.find_last_of(":]")] == ':') {
-      coordinator_ = options_.coordinator;
-    }
-    for (const HostRanks& host : hosts) {
-      HostJob here = job;
-      here.first_rank = host.first;
-      here.ranks = host.count;
-      if (named && options_.verbose) here.tag_suffix = "@" + host.name;
-      if (host.local) {
-        here.inherit = !options_.tag;
-      } else {
-        here.env = OwnSettings();
+    StatusOr<std::vector<HostPlan>> plans = PlanJob(options_);
+    if (!plans.ok()) return plans.status();
+    job_id_ = plans->front().job.job_id;
+    if (HasCoordinator(options_)) coordinator_ = options_.coordinator;
+    for (HostPlan& plan : *plans) {
+      for (int r = 0; !plan.host.name.empty() && r < plan.host.count; ++r) {
+        ranks_[static_cast<size_t>(plan.host.first + r)].place = " on " + plan.host.name;
       }
-      here.env.insert(here.env.end(), options_.env.begin(), options_.env.end());
-      if (host.first == 0 && coordinator_.empty()) {
-        StatusOr<std::string> name = CoordinatorHost(options_);
-        if (!name.ok()) return name.status();
-        here.coordinator_host = *name;
-        here.choose_host = options_.coordinator.empty() && !host.local && hosts.size() > 1;
-      }
-      for (int r = host.first; named && r < host.first + host.count; ++r) {
-        ranks_[static_cast<size_t>(r)].place = " on " + host.name;
-      }
-      links_.emplace_back(host, std::move(here), options_.ssh);
+      links_.emplace_back(std::move(plan.host), std::move(plan.job), options_.ssh);
     }
-    job_id_ = job.job_id;
     start_by_ns_ = NowNs() + options_.start_timeout_s * kSecondNs;
     return absl::OkStatus();
-  }
-
-  // bluefog's own settings are equal on all hosts; all else goes there only if it was named.
-  static std::vector<std::pair<std::string, std::string>> OwnSettings() {
-    std::vector<std::pair<std::string, std::string>> settings;
-    for (char** e = environ; *e != nullptr; ++e) {
-      const std::string_view text(*e);
-      const size_t equals = text.find('=');
-      if (!text.starts_with("BLUEFOG_") || equals == std::string_view::npos) continue;
-      settings.emplace_back(text.substr(0, equals), text.substr(equals + 1));
-    }
-    return settings;
   }
 
   // Waits for whatever comes next and handles it.
@@ -482,19 +408,5 @@ class Launcher {
 }  // namespace
 
 int Launch(const LaunchOptions& options) { return Launcher(options).Run(); }
-
-StatusOr<std::string> CoordinatorHost(const LaunchOptions& options) {
-  if (!options.coordinator.empty()) return options.coordinator;
-  if (options.hosts.size() < 2) return "127.0.0.1";
-  const HostRanks& first = options.hosts[0];
-  const std::string name = WithoutUser(first.name);
-  if (!first.local || !IsLoopback(name)) return name;
-  const std::string other = WithoutUser(options.hosts[1].name);
-  StatusOr<std::string> address = AddressTowards(other);
-  if (address.ok()) return address;
-  return absl::FailedPreconditionError("rank 0 runs on this host, and " + name +
-                                       " is no name for it on " + other +
-                                       ": give one that all hosts know with --coordinator HOST");
-}
 
 }  // namespace bluefog::tools

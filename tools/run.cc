@@ -136,7 +136,7 @@ void DryRun(const LaunchOptions& launch) {
                              : ", started by: " + Words(SshCommand(launch.ssh, host.name)) + "\n");
   }
   std::cout << "control plane: rank 0 at " << *coordinator
-            << (launch.coordinator == *coordinator ? "" : ", a free port") << "\n";
+            << (HasCoordinator(launch) ? "" : ", a free port") << "\n";
   std::cout << "environment for every rank:";
   for (const auto& [name, value] : launch.env) std::cout << " " << name;
   std::cout << "\n";

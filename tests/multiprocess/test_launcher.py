@@ -373,6 +373,9 @@ def test_a_dry_run_shows_no_values():
     assert "localhost: rank 1, started from here" in out
     assert " -o User=me -o BatchMode=yes " in out
     assert "rank 0 at a:77\n" in out
+    for given, shown in (("[fd00::1]:77", "[fd00::1]:77\n"), ("fd00::1", "fd00::1, a free port")):
+        out = run("-H", "a,b", "--dry-run", "--coordinator", given, "true").stdout
+        assert f"rank 0 at {shown}" in out
 
 
 def test_names_of_this_host_need_no_ssh():
