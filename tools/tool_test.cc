@@ -73,6 +73,47 @@ TEST(Topo, LargeGraphsStayShort) {
   EXPECT_THAT(Tool("topo fully-connected -n 64").out, HasSubstr("1–63 (1/64)"));
 }
 
+TEST(Topo, PlacementTellsWhatLeavesAHostAndWhichFormIsChosen) {
+  const Result two = Tool("topo ring --placement 2x4 --bytes 16M");
+  EXPECT_EQ(two.exit_code, 0);
+  EXPECT_THAT(two.out, AllOf(HasSubstr("8 ranks on 2 hosts"), HasSubstr("4–7"),
+                             HasSubstr("10000 Mbit/s and 50 us from host to host"),
+                             HasSubstr("hierarchical_neighbor_allreduce is hierarchical: 4"),
+                             HasSubstr("times faster than flat by the model")));
+  EXPECT_EQ(Tool("topo ring -n 8 --placement 2x4 --bytes 16M").out, two.out);
+
+  const auto json = nlohmann::json::parse(
+      Tool("topo ring --placement big:4,small:2 --bytes 1200 --json").out)["placement"];
+  EXPECT_EQ(json["hosts"][1]["name"], "small");
+  EXPECT_EQ(json["hosts"][1]["ranks"], (std::vector<int>{4, 5}));
+  std::vector<std::string> seen;
+  for (const auto& operation : json["operations"]) {
+    seen.push_back(operation["operation"]);
+    if (operation["operation"] != "hierarchical_neighbor_allreduce") continue;
+    // The whole from each of the larger host's ranks that has a counterpart, or once.
+    const bool flat = operation["form"] == "flat";
+    EXPECT_EQ(operation["nics"][0]["bytes_out"], flat ? 2400 : 1200);
+    EXPECT_EQ(operation["nics"][1]["bytes_out"], flat ? 4800 : 1200);
+  }
+  EXPECT_EQ(seen.size(), 5u);
+
+  const std::string slow =
+      Shell("BLUEFOG_NIC_MBPS=1000 " BLUEFOG_TOOL " topo ring --placement 2x4 --json").out;
+  EXPECT_EQ(nlohmann::json::parse(slow)["placement"]["links"]["nic_bytes_per_s"], 125e6);
+  const std::string forced =
+      Shell("BLUEFOG_HIERARCHY=flat " BLUEFOG_TOOL " topo ring --placement 2x4").out;
+  EXPECT_THAT(forced, HasSubstr("allreduce is flat: BLUEFOG_HIERARCHY says so"));
+}
+
+TEST(Topo, WrongPlacementsNameTheCure) {
+  for (const char* wrong : {"2x", "0x4", "a", "a:b", "a:1,a:2", ":4", "a:1,", "2000x2000"}) {
+    EXPECT_THAT(UsageError(std::string("topo ring --placement ") + wrong),
+                HasSubstr("give HOSTSxRANKS, as in 2x4, or host1:4,host2:4"))
+        << wrong;
+  }
+  EXPECT_THAT(UsageError("topo ring -n 7 --placement 2x4"), HasSubstr("8 ranks on 2 hosts"));
+}
+
 TEST(Topo, JsonHasFullPrecision) {
   const auto json = nlohmann::json::parse(Tool("topo star -n 3 --json --bytes 10").out);
   EXPECT_EQ(json["ranks"], 3);

@@ -11,6 +11,7 @@
 #include "commands.h"
 #include "format.h"
 #include "matrix_file.h"
+#include "topo_placement.h"
 
 namespace bluefog::tools {
 namespace {
@@ -22,7 +23,7 @@ constexpr int kRanksInFull = 32;  // Above, the table shows the first and the la
 constexpr int kLinesInFull = 48;  // Above, of a sequence only one round is shown.
 
 struct Options {
-  std::string name, matrix;
+  std::string name, matrix, placement;
   std::optional<int> n;
   int64_t round = -1;
   int64_t bytes = 1 << 20;
@@ -177,8 +178,8 @@ Json EdgesAsJson(const std::vector<Edge>& edges) {
   return list;
 }
 
-void PrintJson(const TopologySequence& topology, const TopologyAnalysis& analysis,
-               const Options& options) {
+Json AsJson(const TopologySequence& topology, const TopologyAnalysis& analysis,
+            const Options& options) {
   const auto spectral = [&](auto value) { return analysis.spectrum_known ? Json(value) : Json(); };
   const int64_t first = options.round < 0 ? 0 : options.round;
   const int64_t end = options.round < 0 ? topology.period() : options.round + 1;
@@ -194,7 +195,7 @@ void PrintJson(const TopologySequence& topology, const TopologyAnalysis& analysi
     }
     rounds.push_back({{"round", round}, {"neighborhoods", std::move(ranks)}});
   }
-  const Json document = {
+  return {
       {"name", topology.name()},
       {"ranks", topology.size()},
       {"period", topology.period()},
@@ -216,14 +217,52 @@ void PrintJson(const TopologySequence& topology, const TopologyAnalysis& analysi
       {"bytes_per_step", analysis.messages_per_step * static_cast<double>(options.bytes)},
       {"rounds", std::move(rounds)},
   };
-  std::cout << document.dump(2) << "\n";
 }
 
-void RunTopo(const Options& options) {
+// The graph between ranks, or (a matrix with a row for each host) between machines; of a name both.
+PlacementRequest RequestOf(const Options& options, NamedPlacement hosts,
+                           const TopologySequence& topology) {
+  StatusOr<Config> config = Config::FromEnvironment();
+  if (!config.ok()) Fail(config.status());
+  const int machines = hosts.placement.hosts(), ranks = hosts.placement.size();
+  if (topology.size() != ranks && (options.matrix.empty() || topology.size() != machines)) {
+    Fail(absl::InvalidArgumentError(
+        fmt::format("the graph has {} nodes; --placement {} has {} ranks on {} hosts",
+                    topology.size(), options.placement, ranks, machines)));
+  }
+  PlacementRequest request;
+  request.hosts = std::move(hosts);
+  request.bytes = static_cast<double>(options.bytes);
+  request.config = *std::move(config);
+  if (topology.size() == ranks) request.ranks = topology;
+  if (topology.size() == machines) request.machines = topology;
+  if (!options.name.empty()) {
+    if (auto graph = MakeTopology(options.name, machines); graph.ok()) request.machines = *graph;
+  }
+  return request;
+}
+
+void RunTopo(Options options) {
   if (options.list) return PrintGenerators(options.json);
+  std::optional<NamedPlacement> hosts;
+  if (!options.placement.empty()) {
+    StatusOr<NamedPlacement> parsed = ParsePlacement(options.placement);
+    if (!parsed.ok()) Fail(parsed.status());
+    hosts = *std::move(parsed);
+    if (!options.n.has_value() && options.matrix.empty()) options.n = hosts->placement.size();
+  }
   const TopologySequence topology = Load(options);
+  std::optional<PlacementRequest> request;
+  if (hosts.has_value()) request = RequestOf(options, *std::move(hosts), topology);
   const TopologyAnalysis analysis = Analyze(topology);
-  options.json ? PrintJson(topology, analysis, options) : Print(topology, analysis, options);
+  if (options.json) {
+    Json document = AsJson(topology, analysis, options);
+    if (request.has_value()) document["placement"] = PlacementAsJson(*request);
+    std::cout << document.dump(2) << "\n";
+    return;
+  }
+  Print(topology, analysis, options);
+  if (request.has_value()) PrintPlacement(*request);
 }
 
 }  // namespace
@@ -245,6 +284,10 @@ void AddTopo(CLI::App& app) {
       ->transform(Size())
       ->type_name("SIZE")
       ->default_str("1M");
+  command
+      ->add_option("--placement", options->placement,
+                   "What a step costs on these hosts: 2x4, or host1:4,host2:4")
+      ->type_name("HOSTS");
   command->add_flag("--json", options->json, "Machine-readable, with full precision");
   command->add_flag("--all", options->all, "Every rank and round, however many");
   command->add_flag("--list", options->list, "List the topologies");

@@ -15,7 +15,19 @@
 namespace bluefog {
 namespace {
 
-enum class Kind { kSize, kMs, kUs, kNumber, kFlag, kLevel, kTransport, kHostPort, kText, kIgnored };
+enum class Kind {
+  kSize,
+  kMs,
+  kUs,
+  kNumber,
+  kFlag,
+  kLevel,
+  kTransport,
+  kHierarchy,
+  kHostPort,
+  kText,
+  kIgnored
+};
 
 using Field = std::variant<std::monostate, int64_t Config::*, int Config::*, bool Config::*,
                            std::string Config::*>;
@@ -62,6 +74,17 @@ const Setting kSettings[] = {
      "what carries messages between hosts: names of interfaces or subnets (10.1.0.0/16), separated "
      "by commas; empty: the one that leads to the coordinator, or what UCX_NET_DEVICES or UCX_TLS "
      "ask for"},
+    {"BLUEFOG_HIERARCHY", &Config::hierarchy, Kind::kHierarchy, 0, 0,
+     "how allreduce and hierarchical_neighbor_allreduce move their bytes between hosts: auto is "
+     "what takes less time by the next four settings; equal on all ranks, like these"},
+    {"BLUEFOG_NIC_MBPS", &Config::nic_mbps, Kind::kNumber, 1, 100'000'000,
+     "Mbit/s of a network interface, each way; the ranks that use it share it"},
+    {"BLUEFOG_NIC_LATENCY_US", &Config::nic_latency_us, Kind::kUs, 0, 60'000'000,
+     "time of a small message from host to host"},
+    {"BLUEFOG_HOST_MBPS", &Config::host_mbps, Kind::kNumber, 1, 100'000'000,
+     "Mbit/s that all ranks of a host together read from each other"},
+    {"BLUEFOG_HOST_LATENCY_US", &Config::host_latency_us, Kind::kUs, 0, 60'000'000,
+     "time of a small message between ranks of a host"},
     {"BLUEFOG_STALL_REPORT_MS", &Config::stall_report_ms, Kind::kMs, 1, kMaxMs,
      "an operation without its partner is reported after this time"},
     {"BLUEFOG_OP_TIMEOUT_MS", &Config::op_timeout_ms, Kind::kMs, 1, kMaxMs,
@@ -193,6 +216,8 @@ std::string TypeOf(const Setting& s) {
       return "level";
     case Kind::kTransport:
       return "transport";
+    case Kind::kHierarchy:
+      return "form";
     case Kind::kHostPort:
       return "host:port";
     case Kind::kText:
@@ -223,6 +248,8 @@ std::string Expected(const Setting& s) {
       return "trace, debug, info, warn, error or off";
     case Kind::kTransport:
       return "auto, shm or ucx";
+    case Kind::kHierarchy:
+      return "auto, flat or hierarchical";
     case Kind::kHostPort:
       return "host:port with a port from 1 to 65535";
     case Kind::kText:
@@ -258,6 +285,10 @@ bool Assign(const Setting& s, std::string_view text, Config* config) {
     }
     case Kind::kTransport:
       if (text != "auto" && text != "shm" && text != "ucx") return false;
+      config->*std::get<std::string Config::*>(s.field) = text;
+      return true;
+    case Kind::kHierarchy:
+      if (text != "auto" && text != "flat" && text != "hierarchical") return false;
       config->*std::get<std::string Config::*>(s.field) = text;
       return true;
     case Kind::kHostPort:
@@ -323,7 +354,12 @@ StatusOr<Config> Config::FromEnvironment() {
 std::string Config::FingerprintText() const {
   return "eager_bytes=" + std::to_string(eager_bytes) +
          " chunk_bytes=" + std::to_string(chunk_bytes) +
-         " bucket_bytes=" + std::to_string(bucket_bytes) + " transport=" + transport;
+         " bucket_bytes=" + std::to_string(bucket_bytes) + " transport=" + transport +
+         " hierarchy=" + hierarchy + " nic_mbps=" + std::to_string(nic_mbps) +
+         " nic_latency_us=" + std::to_string(nic_latency_us) +
+         " host_mbps=" + std::to_string(host_mbps) +
+         " host_latency_us=" + std::to_string(host_latency_us) +
+         " nodes_per_machine=" + std::to_string(nodes_per_machine);
 }
 
 StatusOr<std::vector<SettingInfo>> DescribeConfig(const Config& config) {

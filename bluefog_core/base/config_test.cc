@@ -134,7 +134,8 @@ TEST(Config, FingerprintCoversWhatMustBeEqualOnAllRanksAndNothingElse) {
   other.drive_us = 0;
   EXPECT_EQ(other.FingerprintText(), base.FingerprintText());
   for (int64_t Config::*field :
-       {&Config::eager_bytes, &Config::chunk_bytes, &Config::bucket_bytes}) {
+       {&Config::eager_bytes, &Config::chunk_bytes, &Config::bucket_bytes, &Config::nic_mbps,
+        &Config::nic_latency_us, &Config::host_mbps, &Config::host_latency_us}) {
     Config changed = base;
     changed.*field *= 2;
     EXPECT_NE(changed.FingerprintText(), base.FingerprintText());

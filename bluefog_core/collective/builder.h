@@ -1,6 +1,7 @@
 // What the planners share: cutting into chunks and appending steps to a schedule.
 #pragma once
 
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -11,6 +12,7 @@ namespace bluefog::collective {
 struct Piece {
   int64_t begin = 0;
   int64_t count = 0;
+  int part = 0;  ///< See CutShards.
 };
 
 /// Pieces of at most `chunk` elements, in order; one empty piece if count is 0, so that empty
@@ -31,6 +33,12 @@ class Builder {
 
   int32_t Publish(Range range, std::vector<Target> targets, std::vector<int32_t> after = {});
   int32_t Receive(int peer, int32_t message, int64_t count, Role role = Role::kInput);
+  /// The same under the next message number of each edge, with the edges' weights. Both ends must
+  /// append what they exchange in the same order.
+  int32_t Send(Range range, const std::vector<Edge>& to, std::vector<int32_t> after = {});
+  int32_t ReceiveNext(int peer, int64_t count, Role role = Role::kInput) {
+    return Receive(peer, next_from_[peer]++, count, role);
+  }
   int32_t Copy(Range range, Source source, std::vector<int32_t> after = {});
   int32_t Combine(Range range, std::vector<Source> sources, double divisor,
                   std::vector<int32_t> after = {});
@@ -42,6 +50,38 @@ class Builder {
  private:
   int32_t Append(Step step);
   Schedule schedule_;
+  std::map<int, int32_t> next_to_, next_from_;  ///< Message numbers, by peer.
 };
+
+/// Where a rank sends to, with the weights that go with its messages: 1 if none were given.
+inline std::vector<Edge> SendEdges(const Neighborhood& neighborhood,
+                                   const std::vector<double>& send_weights) {
+  std::vector<Edge> edges = neighborhood.out;
+  for (size_t k = 0; k < edges.size(); ++k) {
+    edges[k].weight = send_weights.empty() ? 1.0 : send_weights[k];
+  }
+  return edges;
+}
+
+/// The addends of self*mine + sum over in-edges, self first; `view` receives what an edge brings.
+/// A weight of 0 leaves an addend out, but for the own one of a coded mixture.
+struct Mixture {
+  std::vector<Source> addends;
+  double divisor = 0.0;
+};
+template <typename ViewOf>
+Mixture MixtureOf(const Neighborhood& neighborhood, Range mine, ViewOf view, bool coded = false) {
+  const bool uniform = neighborhood.uniform && !neighborhood.in.empty();
+  Mixture mixture;
+  if (uniform) mixture.divisor = static_cast<double>(neighborhood.in.size() + 1);
+  if (neighborhood.self_weight != 0.0 || coded) {
+    mixture.addends.push_back(Local(mine, uniform ? 1.0 : neighborhood.self_weight));
+  }
+  for (const Edge& edge : neighborhood.in) {
+    const int32_t receive = view(edge);  // Also of an edge that is left out.
+    if (edge.weight != 0.0) mixture.addends.push_back(View(receive, uniform ? 1.0 : edge.weight));
+  }
+  return mixture;
+}
 
 }  // namespace bluefog::collective

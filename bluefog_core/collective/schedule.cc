@@ -137,6 +137,12 @@ int32_t Builder::Publish(Range range, std::vector<Target> targets, std::vector<i
                  .after = std::move(after)});
 }
 
+int32_t Builder::Send(Range range, const std::vector<Edge>& to, std::vector<int32_t> after) {
+  std::vector<Target> targets;
+  for (const Edge& edge : to) targets.push_back({edge.rank, next_to_[edge.rank]++, edge.weight});
+  return Publish(range, std::move(targets), std::move(after));
+}
+
 int32_t Builder::Receive(int peer, int32_t message, int64_t count, Role role) {
   return Append({.kind = StepKind::kReceive,
                  .range = {.role = role, .count = count},

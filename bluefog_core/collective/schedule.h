@@ -136,9 +136,32 @@ struct PlanInput {
 /// out; weight k goes with out[k]'s messages.
 Schedule PlanNeighborAllreduce(const PlanInput& in, const Neighborhood& neighborhood,
                                const std::vector<double>& send_weights = {});
-/// Sum (or mean) over all ranks, in rank order, identical bits everywhere. `one_shot`: each sends
-/// all to all (small sizes); else each rank reduces its own shard and hands it round.
-Schedule PlanAllreduce(const PlanInput& in, bool average, bool one_shot);
+/// Sum (or mean) over all ranks (or over `members`, ascending), in rank order, identical bits
+/// everywhere. `one_shot`: each sends all to all (small sizes); else each rank reduces its own
+/// shard and hands it round.
+Schedule PlanAllreduce(const PlanInput& in, bool average, bool one_shot,
+                       std::vector<int> members = {});
+
+/// How an operation that knows of machines moves its bytes. kFlat: every rank by itself, as if all
+/// links were alike. kHierarchical: the ranks of a host reduce a shard each, exchange it with the
+/// ranks of other hosts that have the same shard, and hand the result round: of S bytes that go to
+/// another host S leave through the network interfaces of this one, instead of S for each rank.
+enum class Form : uint8_t { kFlat, kHierarchical };
+const char* NameOf(Form form);
+
+/// With m the mean over the ranks of a machine: y = self*m + sum over in-edges, the same bits on
+/// all ranks of a machine. `machines`: of this rank's host in the graph between hosts, whose nodes
+/// are the hosts of `placement`; `send_weights` as above. Hosts may have different numbers of
+/// ranks. kFlat: the whole mean to every rank first, which then exchanges it with its counterpart
+/// on each neighbouring host (`one_shot`: as in allreduce, inside the host); also what
+/// kHierarchical is for empty tensors.
+Schedule PlanHierarchicalNeighborAllreduce(const PlanInput& in, const Placement& placement,
+                                           const Neighborhood& machines,
+                                           const std::vector<double>& send_weights, Form form,
+                                           bool one_shot);
+/// Allreduce in the hierarchical form: sums of hosts are added in host order, so the result differs
+/// from the flat form's in rounding; identical bits everywhere. count > 0.
+Schedule PlanHierarchicalAllreduce(const PlanInput& in, const Placement& placement, bool average);
 /// Output of every rank = input of root, along a binomial tree, pipelined by chunk. Only the root's
 /// input is read.
 Schedule PlanBroadcast(const PlanInput& in, int root);

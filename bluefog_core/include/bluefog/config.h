@@ -28,6 +28,13 @@ struct Config {
   std::string transport = "auto";
   /// Names or subnets, separated by commas. Empty: the interface that leads to the coordinator.
   std::string network_interface;
+  /// How operations over several hosts move their bytes: "auto" (what takes less time by the next
+  /// four), "flat" or "hierarchical".
+  std::string hierarchy = "auto";
+  int64_t nic_mbps = 10'000;    ///< Mbit/s of a network interface, each way.
+  int64_t nic_latency_us = 50;  ///< From host to host.
+  int64_t host_mbps = 80'000;   ///< Mbit/s that all ranks of a host together read from each other.
+  int64_t host_latency_us = 5;  ///< Between ranks of one host.
   // Patience.
   int64_t stall_report_ms = 5'000;
   int64_t op_timeout_ms = 600'000;

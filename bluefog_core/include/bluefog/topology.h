@@ -97,7 +97,23 @@ struct Placement {
   std::vector<int> host;  ///< host[rank], 0 …; all zero on one machine.
   std::vector<int> nic;   ///< nic[rank] on its host.
   static Placement OneHost(int n) { return {std::vector<int>(n, 0), std::vector<int>(n, 0)}; }
+  /// Consecutive ranks, counts[h] of them on host h, which has one interface.
+  static Placement OfCounts(const std::vector<int>& counts);
+  /// Consecutive ranks, `per_host` of them on each; on the last what is left.
+  static Placement Evenly(int n, int per_host);
+
+  int size() const { return static_cast<int>(host.size()); }
+  int hosts() const;
+  bool homogeneous() const;  ///< As many ranks on each host.
+  /// The ranks of each host, ascending.
+  std::vector<std::vector<int>> RanksByHost() const;
+  friend bool operator==(const Placement&, const Placement&) = default;
 };
+/// What a graph between machines does to ranks: W (x) J/L, where each rank of machine k gives
+/// W[k][l] / (ranks of k) to each of l. With equal numbers of ranks it has W's properties.
+/// InvalidArgument if the graph's size is not the number of hosts.
+StatusOr<Topology> OverRanks(const Topology& machines, const Placement& placement);
+StatusOr<TopologySequence> OverRanks(const TopologySequence& machines, const Placement& placement);
 
 /// What the mathematics asks of a graph; over a whole period for a sequence.
 struct TopologyAnalysis {
