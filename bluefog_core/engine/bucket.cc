@@ -22,6 +22,7 @@ void BucketStep::Begin(const StepContext& ctx, std::shared_ptr<const Plan> plan,
   plan_ = std::move(plan);
   mode_ = mode;
   exchanged_before_ = std::exchange(bucket_->exchanged, ctx.exchanged);
+  scratch_ = bucket_->scratch[slot()];
   consume_open_ = consume_open;
   plan_hash_ = plan_hash;
   hyper_ = shared_->hypers[static_cast<size_t>(bucket_->group)];
@@ -67,6 +68,10 @@ void BucketStep::Start(Executor* executor) {
       op->coded[p] = bucket_->coded[slot()].get() + p * bucket_->coded_bytes;
     }
   }
+  for (int p = 0; scratch_ != nullptr && p < shared_->plugin->traits().payloads; ++p) {
+    op->scratch[p] = scratch_.get() + p * plan_->schedule.scratch_count * es;
+  }
+  op->scratch_memory = std::move(scratch_);
   op->plan_hash = plan_hash_;
   op->value = hyper_.lr;
   op->step = ctx_.step;

@@ -63,6 +63,8 @@ struct Bucket {
   int64_t coded_stride = 0;       ///< Of `coded`, in bytes an element.
   int64_t coded_bytes = 0;        ///< Of one payload there.
   bool exchanged = true;          ///< Not silent: the last one that was submitted.
+  std::array<std::shared_ptr<std::byte>, kDepth> scratch;  ///< Of the exchange, likewise.
+  int64_t scratch_count = 0;                               ///< Elements for each payload.
   int ready = 0;                  ///< Parameters of this step that are ready.
   bool submitted = false;         ///< In this step.
   BucketStep* current = nullptr;  ///< Of this step (early payloads: made in the last one).
@@ -118,6 +120,7 @@ class BucketStep final : public PluginHooks {
   StepContext ctx_;
   bool exchanged_before_ = true;  ///< By the operation before.
   std::shared_ptr<const Plan> plan_;
+  std::shared_ptr<std::byte> scratch_;
   Mode mode_ = Mode::kAtOnce;
   bool consume_open_ = true;
   uint64_t plan_hash_ = 1;

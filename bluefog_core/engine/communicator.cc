@@ -7,6 +7,16 @@
 #include "transport/routes.h"
 
 namespace bluefog {
+namespace {
+
+Placement MachinesOf(const Config& config, const std::vector<transport::Whereabouts>& ranks) {
+  const int k = config.nodes_per_machine;
+  return k > 0 ? Placement::Evenly(static_cast<int>(ranks.size()), k)
+               : transport::PlacementOf(ranks);
+}
+
+}  // namespace
+
 Communicator::Communicator(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
 Communicator::~Communicator() {
   // Of a forked child nothing is its own: not the threads, and not the files, which it would end.
@@ -54,6 +64,7 @@ StatusOr<std::unique_ptr<Communicator>> Communicator::Create(const CommunicatorO
         control::Membership::Join(*place, options.config, routes->address(), std::move(events));
     if (!membership.ok()) return membership.status();
     if (Status s = routes->SetPeers((*membership)->addresses()); !s.ok()) return s;
+    engine->SetPlacement(MachinesOf(options.config, routes->whereabouts));
     engine->SetMembership(*std::move(membership));
     engine->SetWhereabouts(std::move(routes->whereabouts));
     transports = std::move(routes->transports);
@@ -70,6 +81,10 @@ int Communicator::rank() const { return engine_->place().rank; }
 int Communicator::size() const { return engine_->place().size; }
 int Communicator::local_rank() const { return engine_->place().local_rank; }
 int Communicator::local_size() const { return engine_->place().local_size; }
+const Placement& Communicator::placement() const { return engine_->placement(); }
+int Communicator::machine_rank() const { return engine_->machine(); }
+int Communicator::machine_size() const { return placement().hosts(); }
+bool Communicator::is_homogeneous() const { return placement().homogeneous(); }
 const std::string& Communicator::launched_by() const { return engine_->place().launched_by; }
 
 Status Communicator::SetTopology(TopologySequence topology) {
@@ -77,6 +92,12 @@ Status Communicator::SetTopology(TopologySequence topology) {
 }
 std::shared_ptr<const TopologySequence> Communicator::topology() const {
   return engine_->topology();
+}
+Status Communicator::SetMachineTopology(TopologySequence topology) {
+  return engine_->SetTopology(std::move(topology), Engine::Nodes::kMachines);
+}
+std::shared_ptr<const TopologySequence> Communicator::machine_topology() const {
+  return engine_->topology(Engine::Nodes::kMachines);
 }
 StatusOr<std::shared_ptr<Work>> Communicator::Submit(OpSpec spec) {
   return engine_->Submit(std::move(spec));

@@ -123,6 +123,11 @@ Status DistributedOptimizerImpl::CheckMessages() const {
         what + " is for messages to neighbours; " + traits().name +
         " averages over all ranks, where each sum would be rounded again");
   }
+  if (over_machines()) {
+    return absl::UnimplementedError(what +
+                                    " is not there yet for averages over machines: use "
+                                    "communication=neighbor_allreduce, or leave it out");
+  }
   if (const Codec* codec = shared_.plugin->codec(); codec != nullptr) {
     return absl::InvalidArgumentError(what + ": the messages of " + traits().name +
                                       " are coded by '" + codec->name() + "' already");
@@ -137,6 +142,11 @@ Status DistributedOptimizerImpl::CheckMessages() const {
 
 Status DistributedOptimizerImpl::CheckDelayed() const {
   if (!delayed()) return absl::OkStatus();
+  if (over_machines()) {
+    return absl::UnimplementedError(
+        "delayed mode is not there yet for averages over machines: use "
+        "communication=neighbor_allreduce, or overlap=True");
+  }
   const Traits& t = traits();
   if (t.delayed.empty()) {
     return absl::InvalidArgumentError(t.name + " has no delayed mode" +
@@ -164,6 +174,7 @@ Status DistributedOptimizerImpl::Init() {
   };
   if (options_.message_dtype) add(std::string("message_dtype=") + NameOf(*options_.message_dtype));
   if (delayed()) add("delayed");
+  if (over_machines()) add("communication=hierarchical_neighbor_allreduce");
   if (Status s = AgreeOnOptimizer(shared_.engine, shared_.name, traits().name, settings, step_,
                                   shared_.params, options_.interrupted);
       !s.ok()) {
@@ -286,7 +297,7 @@ Status DistributedOptimizerImpl::SetTopology(std::shared_ptr<const TopologySeque
         " comes too late, the next step to plan is " + std::to_string(next));
   }
   if (!options_.allow_unstable) {
-    if (Status s = CheckTopology(traits(), *topology); !s.ok()) return s;
+    if (Status s = CheckGraph(*topology); !s.ok()) return s;
   }
   topologies_[from_step] = std::move(topology);
   return absl::OkStatus();
@@ -305,20 +316,35 @@ Status DistributedOptimizerImpl::CheckBinding(int param, const ParameterBinding&
 }
 
 Status DistributedOptimizerImpl::CheckSize(const TopologySequence& topology) const {
-  const int size = shared_.engine->place().size;
+  const int size =
+      over_machines() ? shared_.engine->placement().hosts() : shared_.engine->place().size;
   if (topology.size() == size) return absl::OkStatus();
-  return absl::InvalidArgumentError(Where() + ": the topology '" + topology.name() + "' has " +
-                                    std::to_string(topology.size()) + " ranks, the job has " +
-                                    std::to_string(size));
+  return absl::InvalidArgumentError(
+      Where() + ": the topology '" + topology.name() + "' has " + std::to_string(topology.size()) +
+      (over_machines() ? " machines" : " ranks") + ", the job has " + std::to_string(size));
+}
+
+Status DistributedOptimizerImpl::CheckGraph(const TopologySequence& topology) const {
+  if (!over_machines()) return CheckTopology(traits(), topology);
+  const StatusOr<TopologySequence> ranks = OverRanks(topology, shared_.engine->placement());
+  return ranks.ok() ? CheckTopology(traits(), *ranks) : ranks.status();
 }
 
 Status DistributedOptimizerImpl::UseTopologyOf(int64_t step) {
   const auto it = topologies_.upper_bound(step);
   std::shared_ptr<const TopologySequence> topology =
-      it == topologies_.begin() ? shared_.engine->topology() : std::prev(it)->second;
+      it != topologies_.begin() ? std::prev(it)->second
+      : over_machines()         ? shared_.engine->topology(Engine::Nodes::kMachines)
+                                : shared_.engine->topology();
+  if (topology == nullptr) {
+    return absl::FailedPreconditionError(
+        Where() +
+        ": no topology of machines was set; use set_machine_topology first, or give the "
+        "optimizer one");
+  }
   if (topology == topology_) return absl::OkStatus();
   if (Status s = CheckSize(*topology); !s.ok()) return s;
-  if (Status s = CheckTopology(traits(), *topology); !s.ok()) {
+  if (Status s = CheckGraph(*topology); !s.ok()) {
     if (!options_.allow_unstable) return s;
     BLUEFOG_LOG(kWarning) << s.message() << " (allowed by allow_unstable)";
   }

@@ -60,12 +60,22 @@ class DistributedOptimizerImpl final : public DistributedOptimizer {
   Status CheckUnchanged(std::span<const Hyper> hypers) const;
   Status CheckHypers(std::span<const Hyper> hypers) const;
   Status Open(std::span<const Hyper> hypers);
+  /// Mixes over machines: graphs are between these.
+  bool over_machines() const {
+    return options_.communication == Collective::kHierarchicalNeighborAllreduce &&
+           traits().uses_topology;
+  }
+  int node() const {
+    return over_machines() ? shared_.engine->machine() : shared_.engine->place().rank;
+  }
   Status CheckSize(const TopologySequence& topology) const;
+  /// Whether the plugin may run on what the graph does to ranks.
+  Status CheckGraph(const TopologySequence& topology) const;
   Status CheckBinding(int param, const ParameterBinding& binding) const;
   /// Finds and checks the topology of `step`, for all of its buckets.
   Status UseTopologyOf(int64_t step);
   StatusOr<const Exchange*> ExchangeOf(const StepPlan& exchanges) const;
-  Status AllocateMixed(Bucket& bucket);
+  Status AllocateKept(Bucket& bucket, const collective::Schedule& schedule);
   BucketStep* FreeStepOf(Bucket& bucket);
   Status SubmitBucket(Bucket& bucket, bool consume_open);
   Status SubmitExchange(Bucket& bucket, int64_t step, const TopologySequence& topology,

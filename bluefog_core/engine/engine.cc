@@ -88,6 +88,7 @@ Engine::Engine(const Config& config, const control::Place& place)
   for (size_t op = 0; op < op_names_.size(); ++op) {
     op_names_[op] = Name(bluefog::NameOf(static_cast<Op>(op)), true);
   }
+  local_name_ = Name("local allreduce", true);
 }
 
 Engine::~Engine() {

@@ -44,6 +44,8 @@ class Engine final : private transport::Receiver {
   /// `by_rank`: which of the transports leads to which rank; null for this one.
   Status Start(std::vector<std::unique_ptr<transport::Transport>> transports,
                std::vector<transport::Transport*> by_rank);
+  /// Before Start.
+  void SetPlacement(Placement placement) { planner_.SetPlacement(std::move(placement)); }
   /// From now on failures that this rank sees are reported here.
   void SetMembership(std::unique_ptr<control::Membership> membership);
   /// Where the ranks are, for those who ask. Before Start; empty where nobody was asked.
@@ -57,9 +59,13 @@ class Engine final : private transport::Receiver {
 
   // ---- For callers; thread-safe.
   StatusOr<std::shared_ptr<Work>> Submit(OpSpec spec);
-  Status SetTopology(TopologySequence topology);
-  std::shared_ptr<const TopologySequence> topology() const;
+  /// `nodes`: what the graph is between. That of machines is null until it is set.
+  enum class Nodes : uint8_t { kRanks, kMachines };
+  Status SetTopology(TopologySequence topology, Nodes nodes = Nodes::kRanks);
+  std::shared_ptr<const TopologySequence> topology(Nodes nodes = Nodes::kRanks) const;
   const control::Place& place() const { return place_; }
+  const Placement& placement() const { return planner_.placement(); }
+  int machine() const { return placement().host[static_cast<size_t>(place_.rank)]; }
   /// All ranks but this one.
   std::vector<int> others() const;
   const Config& config() const { return config_; }
@@ -128,11 +134,14 @@ class Engine final : private transport::Receiver {
   void RankLeft(int rank);
   void DropFinished() EXCLUDES(inbox_mu_);
   StatusOr<std::shared_ptr<const Plan>> PlanFor(const OpSpec& spec, int64_t round);
+  NameEntry* AutomaticName(const OpSpec& spec) const {
+    return spec.local ? local_name_ : op_names_[static_cast<size_t>(spec.op)];
+  }
   Status CheckUse(const OpSpec& spec, NameEntry* name, uint32_t layout_hash, int64_t* round);
   void Refuse(const OpSpec& spec, NameEntry* name, int64_t round, const Status& why);
   /// Whom this call may keep waiting.
   std::vector<int> PeersOf(const OpSpec& spec, int64_t round) const;
-  StatusOr<Neighborhood> CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
+  StatusOr<Neighborhood> CallNeighborhood(const OpSpec& spec, const Neighborhood* graph,
                                           std::vector<double>* send_weights) const;
   /// The message says what is wrong, not where.
   Status Validate(const OpSpec& spec) const;
@@ -158,9 +167,13 @@ class Engine final : private transport::Receiver {
   std::vector<Item> inbox_ GUARDED_BY(inbox_mu_);
   std::unordered_map<std::string, std::unique_ptr<NameEntry>> names_ GUARDED_BY(inbox_mu_),
       automatic_names_ GUARDED_BY(inbox_mu_);
-  std::array<NameEntry*, 6> op_names_{};  ///< By Op: of operations without a name.
-  std::shared_ptr<const TopologySequence> topology_ GUARDED_BY(inbox_mu_);
-  int64_t topologies_ GUARDED_BY(inbox_mu_) = 0;  ///< How many were set.
+  std::array<NameEntry*, 7> op_names_{};  ///< By Op: of operations without a name.
+  NameEntry* local_name_ = nullptr;       ///< Machines need not call these equally often.
+  struct Graph {
+    std::shared_ptr<const TopologySequence> topology;
+    int64_t number = 0;  ///< How many were set.
+  };
+  std::array<Graph, 2> graphs_ GUARDED_BY(inbox_mu_);  ///< By Nodes.
   std::vector<std::shared_ptr<WorkImpl>> finished_ GUARDED_BY(inbox_mu_);
   std::atomic<bool> inbox_filled_{false};
 

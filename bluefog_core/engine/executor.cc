@@ -1,6 +1,8 @@
 // The life of an operation: its start, its units as they become runnable, the turn of the loop.
 #include "engine/executor.h"
 
+#include <algorithm>
+
 #include "base/clock.h"
 #include "base/failpoint.h"
 #include "engine/executor_detail.h"
@@ -168,7 +170,9 @@ void Executor::MakeReady(Operation* op, int32_t u) {
     case StepKind::kReceive:
       break;  // Open from the start.
     case StepKind::kPublish:
-      op->publishes_open.push_back(u);
+      // In the schedule's order: results that others wait for go before later chunks.
+      op->publishes_open.insert(
+          std::upper_bound(op->publishes_open.begin(), op->publishes_open.end(), u), u);
       WakeSender(op);
       break;
     default:

@@ -1,6 +1,8 @@
 // Several ranks inside one process, over the in-process transport.
 #include <bluefog/communicator.h>
 
+#include <algorithm>
+
 #include "base/failpoint.h"
 #include "base/log.h"
 #include "engine/engine.h"
@@ -25,8 +27,15 @@ StatusOr<std::vector<std::unique_ptr<Communicator>>> Communicator::CreateInProce
     control::Place place;
     place.rank = place.local_rank = rank;
     place.size = place.local_size = size;
+    if (const int k = options.config.nodes_per_machine; k > 0) {
+      place.local_rank = rank % k;
+      place.local_size = std::min(k, size - rank / k * k);
+    }
     place.launched_by = "in process";
     engines.push_back(std::make_unique<Engine>(options.config, place));
+    if (const int k = options.config.nodes_per_machine; k > 0) {
+      engines.back()->SetPlacement(Placement::Evenly(size, k));
+    }
     transport::InprocOptions inproc;
     inproc.fetch_views = options.fetch_views;
     inproc.inline_limit = InlineLimit(options.config);

@@ -189,7 +189,11 @@ Status Match::Compare(const Operation& op, int peer, const WireHeader& header) c
          << name(header.value) << " on rank " << peer
          << ". message_dtype must be equal on all ranks";
   } else if (op.op == Op::kAllreduce && header.op == op.op && header.value != op.value) {
-    const auto kind = [](double average) { return average != 0 ? "the average" : "the sum"; };
+    const auto kind = [](double value) {
+      const int bits = static_cast<int>(value);
+      return std::string(bits & kAverage ? "the average" : "the sum") +
+             (bits & kLocal ? " over its machine" : "");
+    };
     text << "rank " << rank_ << " asks for " << kind(op.value) << " and rank " << peer << " for "
          << kind(header.value) << ". All ranks must ask for the same";
   } else {

@@ -71,10 +71,9 @@ Status DistributedOptimizerImpl::Failure() const {
 
 void DistributedOptimizerImpl::GiveUp(const Status& status) {
   shared_.Fail(status);
-  const int rank = shared_.engine->place().rank;
   const std::vector<int> peers =
-      traits().uses_topology
-          ? PeersOf(topology_->at(step_ + (delayed() ? 1 : 0)).neighborhood(rank))
+      traits().uses_topology && !over_machines()
+          ? PeersOf(topology_->at(step_ + (delayed() ? 1 : 0)).neighborhood(node()))
           : shared_.engine->others();
   UnderTheLock([&](Executor& executor) {
     for (NameEntry* const name : shared_.bucket_names) executor.Condemn(name, status, peers);
@@ -100,24 +99,35 @@ StatusOr<const Exchange*> DistributedOptimizerImpl::ExchangeOf(const StepPlan& e
         "optimizer plugin '" + traits().name + "' has " + std::to_string(traits().payloads) +
         " payloads; a step that exchanges must name each of them once");
   }
-  if (shared_.plugin->codec() != nullptr && first->collective != Collective::kNeighborAllreduce) {
+  if (shared_.plugin->codec() != nullptr &&
+      (first->collective != Collective::kNeighborAllreduce || over_machines())) {
     return absl::InvalidArgumentError("optimizer plugin '" + traits().name +
                                       "': a codec goes with neighbor_allreduce only");
   }
   return first;
 }
 
-// Where averages go that are not consumed tile by tile.
-Status DistributedOptimizerImpl::AllocateMixed(Bucket& bucket) {
-  const int64_t bytes = traits().payloads * bucket.count * SizeOf(bucket.dtype);
-  for (auto& mixed : bucket.mixed) {
-    if (mixed != nullptr) continue;
-    auto memory = shared_.engine->arena()->Allocate(bytes);
-    if (!memory.ok()) return Located(memory.status());
-    mixed = *std::move(memory);
-    bytes_pinned_ += bytes;
+// Where averages go that are not consumed tile by tile, and what an exchange keeps on its way.
+Status DistributedOptimizerImpl::AllocateKept(Bucket& bucket,
+                                              const collective::Schedule& schedule) {
+  const auto allocate = [&](auto& slots, int64_t count) -> Status {
+    const int64_t bytes = traits().payloads * count * SizeOf(bucket.dtype);
+    for (auto& slot : slots) {
+      if (slot != nullptr) continue;
+      auto memory = shared_.engine->arena()->Allocate(bytes);
+      if (!memory.ok()) return Located(memory.status());
+      slot = *std::move(memory);
+      bytes_pinned_ += bytes;
+    }
+    return absl::OkStatus();
+  };
+  if (schedule.output_count > 0) {
+    if (Status s = allocate(bucket.mixed, bucket.count); !s.ok()) return s;
   }
-  return absl::OkStatus();
+  if (schedule.scratch_count <= bucket.scratch_count) return absl::OkStatus();
+  bucket.scratch = {};  // The operations under way keep theirs.
+  bucket.scratch_count = schedule.scratch_count;
+  return allocate(bucket.scratch, bucket.scratch_count);
 }
 
 BucketStep* DistributedOptimizerImpl::FreeStepOf(Bucket& bucket) {
@@ -168,17 +178,16 @@ Status DistributedOptimizerImpl::SubmitExchange(Bucket& bucket, int64_t step,
   StableHash hash;
   hash.Add(step).Add(hyper.lr).Add(HashOfRest(traits(), hyper));
   if (*exchange != nullptr) {
-    request.collective = (*exchange)->collective;
+    const bool average = (*exchange)->collective == Collective::kNeighborAllreduce;
+    request.collective = average ? options_.communication : (*exchange)->collective;
     request.coded = bucket.codec != nullptr && request.collective == Collective::kNeighborAllreduce;
-    hash.Add((*exchange)->collective).Add((*exchange)->round);
+    hash.Add(request.collective).Add((*exchange)->round);
     graph = topology.at((*exchange)->round);
-    request.neighborhood = &graph->neighborhood(place.rank);
+    request.neighborhood = &graph->neighborhood(node());
   }
   StatusOr<std::shared_ptr<const Plan>> plan = shared_.engine->planner().Get(request);
   if (!plan.ok()) return plan.status();
-  if ((*plan)->schedule.output_count > 0) {
-    if (Status s = AllocateMixed(bucket); !s.ok()) return s;
-  }
+  if (Status s = AllocateKept(bucket, (*plan)->schedule); !s.ok()) return s;
   StepContext ctx;
   ctx.step = step;
   ctx.dtype = bucket.dtype;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/hash.h"
+#include "collective/cost.h"
 
 namespace bluefog {
 namespace {
@@ -11,12 +12,25 @@ namespace {
 // 300 bytes, and a large tensor thousands of them.
 constexpr int64_t kMaxSteps = 200'000;
 
+Collective CollectiveOf(const Planner::Request& r) {
+  switch (r.op) {
+    case Op::kOptimizer:
+      return r.collective;
+    case Op::kNeighborAllreduce:
+      return Collective::kNeighborAllreduce;
+    case Op::kHierarchicalNeighborAllreduce:
+      return Collective::kHierarchicalNeighborAllreduce;
+    default:
+      return Collective::kAllreduce;
+  }
+}
+
 }  // namespace
 
 uint64_t Planner::Hash(const Request& r) const {
   StableHash hash;
   hash.Add(r.op).Add(r.count).Add(r.element_bytes).Add(r.in_place).Add(r.average).Add(r.root);
-  hash.Add(r.silent).Add(r.collective).Add(r.coded);
+  hash.Add(r.silent).Add(r.collective).Add(r.coded).Add(r.local);
   if (r.neighborhood != nullptr) {
     hash.Add(r.neighborhood->self_weight).Add(r.neighborhood->uniform);
     for (const auto* edges : {&r.neighborhood->in, &r.neighborhood->out}) {
@@ -34,6 +48,43 @@ uint64_t Planner::Hash(const Request& r) const {
   return hash.value();
 }
 
+collective::Form Planner::FormOf(const std::function<collective::Form()>& choose) const {
+  if (config_.hierarchy == "auto") return choose();
+  return config_.hierarchy == "flat" ? collective::Form::kFlat : collective::Form::kHierarchical;
+}
+
+collective::Schedule Planner::MakeExchange(Collective collective, const Request& r,
+                                           const collective::PlanInput& in) const {
+  const int64_t bytes = r.count * r.element_bytes;
+  const bool one_shot = bytes <= config_.eager_bytes;
+  const collective::Links links = collective::LinksOf(config_);
+  const std::vector<double> send_weights =
+      r.send_weights == nullptr ? std::vector<double>() : *r.send_weights;
+  switch (collective) {
+    case Collective::kNeighborAllreduce:
+      return collective::PlanNeighborAllreduce(in, *r.neighborhood, send_weights);
+    case Collective::kHierarchicalNeighborAllreduce:
+      return collective::PlanHierarchicalNeighborAllreduce(
+          in, placement_, *r.neighborhood, send_weights, FormOf([&] {
+            return collective::ChooseHierarchicalNeighborAllreduce(
+                placement_, static_cast<double>(bytes), one_shot, links);
+          }),
+          one_shot);
+    case Collective::kAllreduce:
+      break;
+  }
+  if (r.local) {
+    const auto host = static_cast<size_t>(placement_.host[static_cast<size_t>(rank_)]);
+    return collective::PlanAllreduce(in, r.average, one_shot, placement_.RanksByHost()[host]);
+  }
+  const collective::Form form = FormOf([&] {
+    return collective::ChooseAllreduce(placement_, static_cast<double>(bytes), one_shot, links);
+  });
+  return form == collective::Form::kFlat || r.count == 0
+             ? collective::PlanAllreduce(in, r.average, one_shot)
+             : collective::PlanHierarchicalAllreduce(in, placement_, r.average);
+}
+
 collective::Schedule Planner::Make(const Request& r) const {
   collective::PlanInput in;
   in.rank = rank_;
@@ -42,13 +93,11 @@ collective::Schedule Planner::Make(const Request& r) const {
   in.chunk = std::max<int64_t>(1, config_.chunk_bytes / r.element_bytes);
   in.in_place = r.in_place;
   in.coded = r.coded;
-  const bool one_shot = r.count * r.element_bytes <= config_.eager_bytes;
   switch (r.op) {
     case Op::kNeighborAllreduce:
-      return collective::PlanNeighborAllreduce(
-          in, *r.neighborhood, r.send_weights == nullptr ? std::vector<double>() : *r.send_weights);
+    case Op::kHierarchicalNeighborAllreduce:
     case Op::kAllreduce:
-      return collective::PlanAllreduce(in, r.average, one_shot);
+      return MakeExchange(CollectiveOf(r), r, in);
     case Op::kBroadcast:
       return collective::PlanBroadcast(in, r.root);
     case Op::kAllgather:
@@ -58,12 +107,21 @@ collective::Schedule Planner::Make(const Request& r) const {
     case Op::kOptimizer:
       break;
   }
-  const collective::Schedule exchange =
-      r.silent ? collective::PlanLocal(in)
-      : r.collective == Collective::kAllreduce
-          ? collective::PlanAllreduce(in, true, one_shot)
-          : collective::PlanNeighborAllreduce(in, *r.neighborhood, {});
-  return collective::WithPlugin(exchange, *r.plugin);
+  return collective::WithPlugin(
+      r.silent ? collective::PlanLocal(in) : MakeExchange(r.collective, r, in), *r.plugin);
+}
+
+Neighborhood Planner::EdgesOfRanks(const Neighborhood& machine) const {
+  const std::vector<std::vector<int>> hosts = placement_.RanksByHost();
+  Neighborhood edges;
+  const auto add = [&](const std::vector<Edge>& from, std::vector<Edge>* to) {
+    for (const Edge& e : from) {
+      for (const int rank : hosts[static_cast<size_t>(e.rank)]) to->push_back({rank, e.weight});
+    }
+  };
+  add(machine.in, &edges.in);
+  add(machine.out, &edges.out);
+  return edges;
 }
 
 StatusOr<std::shared_ptr<const Plan>> Planner::Get(const Request& request) {
@@ -73,10 +131,17 @@ StatusOr<std::shared_ptr<const Plan>> Planner::Get(const Request& request) {
     const auto it = plans_.find(hash);
     if (it != plans_.end()) return it->second;
   }
-  const bool of_topology =
-      request.send_weights == nullptr && request.collective == Collective::kNeighborAllreduce;
-  StatusOr<std::shared_ptr<const Plan>> plan =
-      MakePlan(Make(request), of_topology ? request.neighborhood : nullptr);
+  const Collective collective = CollectiveOf(request);
+  Neighborhood expanded;
+  const Neighborhood* edges = nullptr;  // Whose weights both ends have of the topology.
+  if (request.send_weights == nullptr && collective != Collective::kAllreduce) {
+    edges = request.neighborhood;
+    if (edges != nullptr && collective == Collective::kHierarchicalNeighborAllreduce) {
+      expanded = EdgesOfRanks(*edges);
+      edges = &expanded;
+    }
+  }
+  StatusOr<std::shared_ptr<const Plan>> plan = MakePlan(Make(request), edges);
   if (!plan.ok()) return plan;
   MutexLock lock(mu_);
   // Without steps there would be no end either.

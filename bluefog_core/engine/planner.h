@@ -2,8 +2,10 @@
 // planned.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 
 #include <bluefog/communicator.h>
 #include <bluefog/optimizer.h>
@@ -17,16 +19,21 @@ namespace bluefog {
 /// Thread-safe: callers plan on their own threads.
 class Planner {
  public:
-  Planner(const Config& config, int rank, int size) : config_(config), rank_(rank), size_(size) {}
+  Planner(const Config& config, int rank, int size)
+      : config_(config), rank_(rank), size_(size), placement_(Placement::OneHost(size)) {}
+  /// Before the first Get.
+  void SetPlacement(Placement placement) { placement_ = std::move(placement); }
+  const Placement& placement() const { return placement_; }
 
   struct Request {
     Op op = Op::kBarrier;
     int64_t count = 0;
     int64_t element_bytes = 1;
-    bool in_place = false, average = true;
+    bool in_place = false, average = true, local = false;
     bool coded = false;  ///< kNeighborAllreduce, and of kOptimizer the one with neighbours.
     int root = 0;
-    const Neighborhood* neighborhood = nullptr;         ///< kNeighborAllreduce, kOptimizer.
+    /// k(Hierarchical)NeighborAllreduce (there of this rank's machine), kOptimizer.
+    const Neighborhood* neighborhood = nullptr;
     const std::vector<double>* send_weights = nullptr;  ///< By neighborhood->out, or null.
     // kOptimizer:
     const collective::PluginPlan* plugin = nullptr;
@@ -42,9 +49,17 @@ class Planner {
  private:
   uint64_t Hash(const Request& request) const;
   collective::Schedule Make(const Request& request) const;
+  /// Those that an optimizer can use too.
+  collective::Schedule MakeExchange(Collective collective, const Request& request,
+                                    const collective::PlanInput& in) const;
+  /// The setting, or what `choose` says takes less time.
+  collective::Form FormOf(const std::function<collective::Form()>& choose) const;
+  /// A machine's edges as those of its ranks.
+  Neighborhood EdgesOfRanks(const Neighborhood& machine) const;
 
   const Config config_;
   const int rank_, size_;
+  Placement placement_;
   mutable Mutex mu_;
   std::unordered_map<uint64_t, std::shared_ptr<const Plan>> plans_ GUARDED_BY(mu_);
   int64_t steps_ GUARDED_BY(mu_) = 0;  ///< Of plans_, and one more for each.

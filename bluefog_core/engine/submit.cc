@@ -2,6 +2,7 @@
 // thread.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -18,6 +19,8 @@ const char* NameOf(Op op) {
   switch (op) {
     case Op::kNeighborAllreduce:
       return "neighbor_allreduce";
+    case Op::kHierarchicalNeighborAllreduce:
+      return "hierarchical_neighbor_allreduce";
     case Op::kAllreduce:
       return "allreduce";
     case Op::kBroadcast:
@@ -33,6 +36,14 @@ const char* NameOf(Op op) {
 }
 
 namespace {
+
+bool AlongGraph(Op op) {
+  return op == Op::kNeighborAllreduce || op == Op::kHierarchicalNeighborAllreduce;
+}
+Engine::Nodes NodesOf(Op op) {
+  return op == Op::kHierarchicalNeighborAllreduce ? Engine::Nodes::kMachines
+                                                  : Engine::Nodes::kRanks;
+}
 
 /// Blocks of all ranks along the first dimension, which is the outermost in memory.
 TensorView Gathered(const TensorView& input, int ranks) {
@@ -87,7 +98,7 @@ Status Engine::Validate(const OpSpec& spec) const {
     return bad("input " + std::string(dense.message()));
   }
   const bool floating = IsFloating(spec.input.dtype);
-  if (spec.op == Op::kNeighborAllreduce && !floating) {
+  if (AlongGraph(spec.op) && !floating) {
     return bad(std::string("needs a floating-point tensor, got ") + NameOf(spec.input.dtype));
   }
   if (spec.message_dtype.has_value()) {
@@ -140,14 +151,23 @@ Status Engine::Validate(const OpSpec& spec) const {
   return absl::OkStatus();
 }
 
-StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighborhood& graph,
+StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighborhood* graph,
                                                 std::vector<double>* send_weights) const {
   const MixingWeights& call = *spec.weights;
+  const bool machines = spec.op == Op::kHierarchicalNeighborAllreduce;
+  const int self = machines ? machine() : place_.rank;
+  const int nodes = machines ? placement().hosts() : place_.size;
+  const std::string node = machines ? "machine " : "rank ";
+  const char* const sources = machines ? "src_machine_weights" : "src_weights";
+  const char* const destinations = machines ? "dst_machine_weights" : "dst_weights";
   const auto bad = [&](const std::string& text) {
     return absl::InvalidArgumentError(
-        "rank " + std::to_string(place_.rank) + ": neighbor_allreduce" +
+        "rank " + std::to_string(place_.rank) + ": " + NameOf(spec.op) +
         (spec.name.empty() ? "" : " '" + spec.name + "'") + ": " + text);
   };
+  if (machines && !call.dst.has_value()) {
+    return bad(std::string(sources) + " is given without " + destinations + "; give both");
+  }
   if (!std::isfinite(call.self_weight)) {
     return bad("self_weight is " + std::to_string(call.self_weight) + "; weights must be finite");
   }
@@ -155,40 +175,40 @@ StatusOr<Neighborhood> Engine::CallNeighborhood(const OpSpec& spec, const Neighb
     std::set<int> seen;
     for (const Edge& e : edges) {
       if (!std::isfinite(e.weight)) {
-        return bad(std::string(which) + " gives rank " + std::to_string(e.rank) + " the weight " +
+        return bad(which + (" gives " + node) + std::to_string(e.rank) + " the weight " +
                    std::to_string(e.weight) + "; weights must be finite");
       }
-      if (e.rank < 0 || e.rank >= place_.size) {
-        return bad(std::string(which) + " names rank " + std::to_string(e.rank) + ", outside 0.." +
-                   std::to_string(place_.size - 1));
+      if (e.rank < 0 || e.rank >= nodes) {
+        return bad(which + (" names " + node) + std::to_string(e.rank) + ", outside 0.." +
+                   std::to_string(nodes - 1));
       }
-      if (e.rank == place_.rank) return bad(std::string(which) + " names this rank itself");
+      if (e.rank == self) return bad(which + (" names this " + node) + "itself");
       if (!seen.insert(e.rank).second) {
-        return bad(std::string(which) + " names rank " + std::to_string(e.rank) + " twice");
+        return bad(which + (" names " + node) + std::to_string(e.rank) + " twice");
       }
     }
     return absl::OkStatus();
   };
-  if (Status s = check(call.src, "src_weights"); !s.ok()) return s;
+  if (Status s = check(call.src, sources); !s.ok()) return s;
   Neighborhood out;
   out.self_weight = call.self_weight;
   out.in = call.src;
   const auto by_rank = [](const Edge& a, const Edge& b) { return a.rank < b.rank; };
   if (call.dst.has_value()) {
-    if (Status s = check(*call.dst, "dst_weights"); !s.ok()) return s;
+    if (Status s = check(*call.dst, destinations); !s.ok()) return s;
     out.out = *call.dst;
     std::sort(out.out.begin(), out.out.end(), by_rank);
     for (const Edge& e : out.out) send_weights->push_back(e.weight);
   } else {
-    out.out = graph.out;
-    for (const Edge& e : graph.in) {
+    out.out = graph->out;
+    for (const Edge& e : graph->in) {
       const bool given = std::any_of(call.src.begin(), call.src.end(),
                                      [&](const Edge& s) { return s.rank == e.rank; });
       // It sends all the same; what it sends is taken and left out.
       if (!given) out.in.push_back({e.rank, 0.0});
     }
     for (const Edge& e : call.src) {
-      const bool known = std::any_of(graph.in.begin(), graph.in.end(),
+      const bool known = std::any_of(graph->in.begin(), graph->in.end(),
                                      [&](const Edge& g) { return g.rank == e.rank; });
       if (!known) {
         return bad("src_weights names rank " + std::to_string(e.rank) +
@@ -213,6 +233,11 @@ std::vector<int> Engine::others() const {
 }
 
 std::vector<int> Engine::PeersOf(const OpSpec& spec, int64_t round) const {
+  if (spec.op == Op::kAllreduce && spec.local) {
+    std::vector<int> ranks = placement().RanksByHost()[static_cast<size_t>(machine())];
+    std::erase(ranks, place_.rank);
+    return ranks;
+  }
   if (spec.op != Op::kNeighborAllreduce) return others();
   Neighborhood around;
   if (spec.weights && spec.weights->dst) {
@@ -233,17 +258,25 @@ StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_
   request.element_bytes = SizeOf(spec.input.dtype);
   request.in_place = spec.output.data != nullptr && spec.output.data == spec.input.data;
   request.average = spec.average;
+  request.local = spec.local;
   request.root = spec.root;
   request.coded = spec.message_dtype.value_or(spec.input.dtype) != spec.input.dtype;
-  if (spec.op != Op::kNeighborAllreduce) return planner_.Get(request);
-  const std::shared_ptr<const TopologySequence> topology = this->topology();
-  const Topology round_graph = topology->at(round);
-  const Neighborhood& graph = round_graph.neighborhood(place_.rank);
-  request.neighborhood = &graph;
+  if (!AlongGraph(spec.op)) return planner_.Get(request);
+  const bool machines = spec.op == Op::kHierarchicalNeighborAllreduce;
+  const std::shared_ptr<const TopologySequence> topology = this->topology(NodesOf(spec.op));
+  std::optional<Topology> round_graph;
+  if (topology != nullptr) {
+    round_graph = topology->at(round);
+    request.neighborhood = &round_graph->neighborhood(machines ? machine() : place_.rank);
+  } else if (!spec.weights.has_value()) {
+    return absl::FailedPreconditionError(
+        "rank " + std::to_string(place_.rank) + ": " + NameOf(spec.op) +
+        ": no topology of machines was set; use set_machine_topology first, or give weights");
+  }
   std::vector<double> send_weights;
   Neighborhood call;
   if (spec.weights.has_value()) {
-    StatusOr<Neighborhood> given = CallNeighborhood(spec, graph, &send_weights);
+    StatusOr<Neighborhood> given = CallNeighborhood(spec, request.neighborhood, &send_weights);
     if (!given.ok()) return given.status();
     call = *std::move(given);
     request.neighborhood = &call;
@@ -256,8 +289,9 @@ StatusOr<std::shared_ptr<const Plan>> Engine::PlanFor(const OpSpec& spec, int64_
 Status Engine::CheckUse(const OpSpec& spec, NameEntry* name, uint32_t layout_hash, int64_t* round) {
   MutexLock lock(inbox_mu_);
   // By name, so that the order of submission does not matter here either.
-  if (spec.op == Op::kNeighborAllreduce && !(spec.weights && spec.weights->dst)) {
-    if (std::exchange(name->topologies, topologies_) != topologies_) name->round = 0;
+  if (AlongGraph(spec.op) && !(spec.weights && spec.weights->dst)) {
+    const int64_t number = graphs_[static_cast<size_t>(NodesOf(spec.op))].number;
+    if (std::exchange(name->topologies, number) != number) name->round = 0;
     *round = name->round++;
   }
   if (spec.name.empty()) return absl::OkStatus();
@@ -308,7 +342,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   if (FailpointHit("engine.submit")) {
     return absl::InternalError(what() + ": failpoint engine.submit");
   }
-  NameEntry* name = automatic ? op_names_[static_cast<size_t>(spec.op)] : Name(spec.name, false);
+  NameEntry* name = automatic ? AutomaticName(spec) : Name(spec.name, false);
   const uint32_t layout_hash = spec.input.LayoutHash();
   Claim claim;
   if (!automatic && !claim.Take(name)) {
@@ -340,7 +374,9 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   const DType message = spec.message_dtype.value_or(spec.input.dtype);
   s.value = spec.op == Op::kBroadcast           ? spec.root
             : spec.op == Op::kNeighborAllreduce ? static_cast<int>(message)
-                                                : spec.op == Op::kAllreduce && spec.average;
+            : spec.op == Op::kAllreduce
+                ? (spec.average ? kAverage : 0) + (spec.local ? kLocal : 0)
+                : 0;
   s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
   s.description_hash = StableHash().Add(s.plan_hash).Add(layout_hash).value();
   s.in[0] = static_cast<std::byte*>(spec.input.data);
@@ -393,35 +429,42 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   return std::shared_ptr<Work>(std::move(work));
 }
 
-Status Engine::SetTopology(TopologySequence topology) {
-  if (Status s = CheckUsable("set_topology"); !s.ok()) return s;
-  if (topology.size() != place_.size) {
-    return absl::InvalidArgumentError("set_topology: the graph '" + topology.name() + "' has " +
-                                      std::to_string(topology.size()) + " ranks, the job has " +
-                                      std::to_string(place_.size));
+Status Engine::SetTopology(TopologySequence topology, Nodes nodes) {
+  const bool machines = nodes == Nodes::kMachines;
+  const std::string what = machines ? "set_machine_topology" : "set_topology";
+  if (Status s = CheckUsable(what); !s.ok()) return s;
+  const int expected = machines ? placement().hosts() : place_.size;
+  if (topology.size() != expected) {
+    const std::string unit = machines ? " machines" : " ranks";
+    return absl::InvalidArgumentError(what + ": the graph '" + topology.name() + "' has " +
+                                      std::to_string(topology.size()) + unit + ", the job has " +
+                                      std::to_string(expected));
   }
   if (place_.rank == 0) {
-    // One rank speaks for all: the graph is the same everywhere.
-    const TopologyAnalysis a = Analyze(topology, /*spectrum=*/false);
+    // One rank speaks for all: the graph is the same everywhere. Of a graph between machines
+    // counts what it does to ranks.
+    StatusOr<TopologySequence> ranks = machines ? OverRanks(topology, placement()) : topology;
+    if (!ranks.ok()) return ranks.status();
+    const TopologyAnalysis a = Analyze(*ranks, /*spectrum=*/false);
     if (!a.doubly_stochastic) {
-      BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
+      BLUEFOG_LOG(kWarning) << what << ": '" << topology.name()
                             << "' does not keep averages: " << a.problem;
     }
     if (!a.connected) {
-      BLUEFOG_LOG(kWarning) << "set_topology: '" << topology.name()
-                            << "' is not connected: " << a.cut;
+      BLUEFOG_LOG(kWarning) << what << ": '" << topology.name() << "' is not connected: " << a.cut;
     }
   }
   auto shared = std::make_shared<const TopologySequence>(std::move(topology));
   MutexLock lock(inbox_mu_);
-  topology_ = std::move(shared);
-  ++topologies_;
+  Graph& graph = graphs_[static_cast<size_t>(nodes)];
+  graph.topology = std::move(shared);
+  ++graph.number;
   return absl::OkStatus();
 }
 
-std::shared_ptr<const TopologySequence> Engine::topology() const {
+std::shared_ptr<const TopologySequence> Engine::topology(Nodes nodes) const {
   MutexLock lock(inbox_mu_);
-  return topology_;
+  return graphs_[static_cast<size_t>(nodes)].topology;
 }
 
 }  // namespace bluefog

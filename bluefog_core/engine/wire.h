@@ -31,6 +31,9 @@ struct Key {
   friend bool operator==(const Key&, const Key&) = default;
 };
 
+/// Of an allreduce, in WireHeader::value.
+inline constexpr int kAverage = 1, kLocal = 2;
+
 struct WireHeader {
   MessageKind kind{};
   Op op{};
@@ -46,8 +49,10 @@ struct WireHeader {
   float edge_weight = 0.0f;
   uint64_t plan_hash = 0;  ///< Root, average, plugin, hyper-parameters, step.
   double weight = 1.0;     ///< The sender's weight for this edge; the receiver multiplies.
-  double value = 0.0;      ///< kOptimizer: learning rate, so that an error can name both.
-  int64_t step = 0;        ///< kOptimizer: the step, likewise.
+  /// kOptimizer: learning rate; kBroadcast: root; kAllreduce: kAverage + kLocal. So that an error
+  /// can name both.
+  double value = 0.0;
+  int64_t step = 0;  ///< kOptimizer: the step, likewise.
 };
 static_assert(std::is_trivially_copyable_v<WireHeader>);
 static_assert(sizeof(WireHeader) == transport::kHeaderBytes);

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <fstream>
@@ -33,10 +34,26 @@ auto Fields(W& w) {
 
 }  // namespace
 
-bool Whereabouts::SharesMemoryWith(const Whereabouts& other) const {
-  return !shm.empty() && !other.shm.empty() && !boot.empty() && boot == other.boot &&
-         process_namespace == other.process_namespace &&
+bool Whereabouts::SameHost(const Whereabouts& other) const {
+  return !boot.empty() && boot == other.boot && process_namespace == other.process_namespace &&
          network_namespace == other.network_namespace;
+}
+
+bool Whereabouts::SharesMemoryWith(const Whereabouts& other) const {
+  return !shm.empty() && !other.shm.empty() && SameHost(other);
+}
+
+Placement PlacementOf(const std::vector<Whereabouts>& ranks) {
+  Placement placement = Placement::OneHost(static_cast<int>(ranks.size()));
+  std::vector<const Whereabouts*> hosts;  // The first rank of each.
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const auto host = std::find_if(hosts.begin(), hosts.end(), [&](const Whereabouts* first) {
+      return first->SameHost(ranks[rank]);
+    });
+    placement.host[rank] = static_cast<int>(host - hosts.begin());
+    if (host == hosts.end()) hosts.push_back(&ranks[rank]);
+  }
+  return placement;
 }
 
 std::string Pack(const Whereabouts& whereabouts) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <bluefog/status.h>
+#include <bluefog/topology.h>
 
 #include "transport/arena.h"
 #include "transport/transport.h"
@@ -25,8 +26,13 @@ struct Whereabouts {
   std::string problem;  ///< Why not over UCX.
   std::string network;  ///< For people: interfaces and their addresses.
 
+  /// Not by which way they reach each other: the same kernel and namespaces.
+  bool SameHost(const Whereabouts& other) const;
   bool SharesMemoryWith(const Whereabouts& other) const;
 };
+
+/// Hosts in the order of their first ranks.
+Placement PlacementOf(const std::vector<Whereabouts>& ranks);
 
 /// The entry of the address book.
 std::string Pack(const Whereabouts& whereabouts);

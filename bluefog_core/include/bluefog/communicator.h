@@ -23,6 +23,7 @@ class Engine;
 
 enum class Op : uint8_t {
   kNeighborAllreduce,
+  kHierarchicalNeighborAllreduce,
   kAllreduce,
   kBroadcast,
   kAllgather,
@@ -33,7 +34,8 @@ enum class Op : uint8_t {
 const char* NameOf(Op op);
 
 /// Weights of one call, instead of the topology's. y = self_weight*x + sum src[j].weight * (weight
-/// that j gave in its dst) * x_j.
+/// that j gave in its dst) * x_j. Of kHierarchicalNeighborAllreduce ranks are machines here, x_j
+/// their means, and dst must be set.
 struct MixingWeights {
   double self_weight = 1.0;
   std::vector<Edge> src;
@@ -52,8 +54,9 @@ struct OpSpec {
   /// data null: a fresh output from the pool (Work::output). May be the input (in place).
   TensorView output;
   bool average = true;                   ///< kAllreduce: mean instead of sum.
+  bool local = false;                    ///< kAllreduce: over the ranks of this machine only.
   int root = 0;                          ///< kBroadcast.
-  std::optional<MixingWeights> weights;  ///< kNeighborAllreduce.
+  std::optional<MixingWeights> weights;  ///< k(Hierarchical)NeighborAllreduce.
   /// kNeighborAllreduce: messages of fewer bits, float16 or bfloat16 for float32, these and float32
   /// for float64, rounded to nearest even; the same on all ranks. Sums are made in the tensor's own
   /// type, as y = t*x + sum w_j (Q(x_j) - Q(x)), t being the sum of all weights, 1 as a rule: of
@@ -119,6 +122,13 @@ class Communicator {
   int size() const;
   int local_rank() const;
   int local_size() const;
+  /// Which ranks share a host, and so memory; a machine is a host here, unless
+  /// BLUEFOG_NODES_PER_MACHINE lets one look like several.
+  const Placement& placement() const;
+  int machine_rank() const;
+  int machine_size() const;
+  /// All machines have the same number of ranks.
+  bool is_homogeneous() const;
   /// Where this rank's place came from: "bluefog run", "torchrun", "alone", "in process".
   const std::string& launched_by() const;
 
@@ -128,6 +138,10 @@ class Communicator {
   /// along no topology, do not count.
   Status SetTopology(TopologySequence topology);
   std::shared_ptr<const TopologySequence> topology() const;
+  /// The same for hierarchical_neighbor_allreduce: the nodes of the graph are machines. There is
+  /// none until it is set: null.
+  Status SetMachineTopology(TopologySequence topology);
+  std::shared_ptr<const TopologySequence> machine_topology() const;
 
   /// Errors that are the caller's own come back at once; everything else comes with the Work. A
   /// handle that is dropped does not cancel the operation.

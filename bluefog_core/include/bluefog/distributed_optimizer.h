@@ -47,7 +47,10 @@ struct DistributedOptimizerOptions {
   std::string plugin;
   std::unique_ptr<Optimizer> optimizer;  ///< Instead of `plugin`: an object that is not registered.
   std::vector<ParameterInfo> params;     ///< In registration order; buckets run in reverse.
-  /// Null: the communicator's, read when a step begins.
+  /// What stands for the plugin's neighbor_allreduce: itself, or
+  /// kHierarchicalNeighborAllreduce, which mixes the means of machines over a graph between them.
+  Collective communication = Collective::kNeighborAllreduce;
+  /// Between ranks or machines. Null: the communicator's, read when a step begins.
   std::shared_ptr<const TopologySequence> topology;
   /// Of what is sent to neighbours; see OpSpec. Refused where a parameter has not more bits, and
   /// for plugins that average with everybody or have a codec. A plugin's all-reduces among other

@@ -65,7 +65,7 @@ struct StepContext {
   bool exchanged = true;  ///< False on a silent step: mixed is then the payload itself.
 };
 
-enum class Collective : uint8_t { kNeighborAllreduce, kAllreduce };
+enum class Collective : uint8_t { kNeighborAllreduce, kAllreduce, kHierarchicalNeighborAllreduce };
 /// One exchange of a step.
 struct Exchange {
   Collective collective = Collective::kNeighborAllreduce;
