@@ -178,14 +178,15 @@ class Job:
         return None
 
 
-_jobs: dict[int, Job] = {}
+_jobs: dict[tuple, Job] = {}
 
 
-def job(n: int) -> Job:
-    """The shared worker processes of a size."""
-    if n not in _jobs or not _jobs[n].alive:
-        _jobs[n] = Job(n)
-    return _jobs[n]
+def job(n: int, **extra: str) -> Job:
+    """The shared worker processes of a size, with these variables in their environment."""
+    key = (n, *sorted(extra.items()))
+    if key not in _jobs or not _jobs[key].alive:
+        _jobs[key] = Job(n, **extra)
+    return _jobs[key]
 
 
 def close_jobs() -> None:
@@ -194,13 +195,16 @@ def close_jobs() -> None:
     _jobs.clear()
 
 
-def on_ranks(n: int):
-    """Decorates a test whose body runs on each of ``n`` ranks, after ``bf.init()``."""
+def on_ranks(n: int, **extra: str):
+    """Decorates a test whose body runs on each of ``n`` ranks, after ``bf.init()``.
+
+    ``extra``: variables of their environment.
+    """
 
     def decorate(function):
         @functools.wraps(function)
         def test():
-            job(n).call(function.__code__.co_filename, function.__name__)
+            job(n, **extra).call(function.__code__.co_filename, function.__name__)
 
         # The body is for the workers; pytest must not look through to its signature.
         test.body = function

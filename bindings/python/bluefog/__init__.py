@@ -17,16 +17,25 @@ from ._errors import BluefogError, BluefogSizeError, BluefogValueError
 from ._numpy import api as _api
 from ._runtime import (
     barrier,
+    in_neighbor_machine_ranks,
     in_neighbor_ranks,
     init,
+    is_homogeneous,
     is_initialized,
+    is_machine_topo_weighted,
+    is_topo_weighted,
     launched_by,
+    load_machine_topology,
     load_topology,
     local_rank,
     local_size,
+    machine_rank,
+    machine_size,
+    out_neighbor_machine_ranks,
     out_neighbor_ranks,
     poll,
     rank,
+    set_machine_topology,
     set_topology,
     shutdown,
     size,
@@ -50,6 +59,8 @@ broadcast_parameters = _api.broadcast_parameters
 consensus = _api.consensus
 consensus_distance = _api.consensus_distance
 empty = _api.empty
+hierarchical_neighbor_allreduce = _api.hierarchical_neighbor_allreduce
+hierarchical_neighbor_allreduce_nonblocking = _api.hierarchical_neighbor_allreduce_nonblocking
 neighbor_allreduce = _api.neighbor_allreduce
 neighbor_allreduce_nonblocking = _api.neighbor_allreduce_nonblocking
 
@@ -74,18 +85,29 @@ __all__ = [
     "consensus",
     "consensus_distance",
     "empty",
+    "hierarchical_neighbor_allreduce",
+    "hierarchical_neighbor_allreduce_nonblocking",
+    "in_neighbor_machine_ranks",
     "in_neighbor_ranks",
     "init",
+    "is_homogeneous",
     "is_initialized",
+    "is_machine_topo_weighted",
+    "is_topo_weighted",
     "launched_by",
+    "load_machine_topology",
     "load_topology",
     "local_rank",
     "local_size",
+    "machine_rank",
+    "machine_size",
     "neighbor_allreduce",
     "neighbor_allreduce_nonblocking",
+    "out_neighbor_machine_ranks",
     "out_neighbor_ranks",
     "poll",
     "rank",
+    "set_machine_topology",
     "set_topology",
     "shutdown",
     "size",

@@ -24,7 +24,6 @@ from ._arguments import (
     named_tensors,
     naming,
     rank_of,
-    refuse_hierarchical,
 )
 from ._core import Op
 from ._errors import BluefogError, BluefogValueError
@@ -156,6 +155,78 @@ class Api(Generic[T]):
             self._neighbor(tensor, name, self_weight, src_weights, dst_weights, message_dtype)
         )
 
+    def hierarchical_neighbor_allreduce_nonblocking(
+        self,
+        tensor: T,
+        *,
+        self_weight: float | None = None,
+        src_machine_weights: Weights | None = None,
+        dst_machine_weights: Destinations | None = None,
+        enable_topo_check: bool = False,
+        name: str | None = None,
+    ) -> int:
+        """Start :func:`hierarchical_neighbor_allreduce`; parameters and errors are the same.
+
+        Returns
+        -------
+        int
+            A handle for ``synchronize``, ``wait`` and ``poll``.
+        """
+        return _runtime.add_handle(
+            self._hierarchical(tensor, name, self_weight, src_machine_weights, dst_machine_weights)
+        )
+
+    def hierarchical_neighbor_allreduce(
+        self,
+        tensor: T,
+        *,
+        self_weight: float | None = None,
+        src_machine_weights: Weights | None = None,
+        dst_machine_weights: Destinations | None = None,
+        enable_topo_check: bool = False,
+        name: str | None = None,
+    ) -> T:
+        """Weighted average of the means of machines, over the graph between machines.
+
+        With m_k the mean over the ranks of machine k, every rank of it gets, to the same bits,
+        ``self_weight * m_k + sum_j src_machine_weights[j] * dst_machine_weights_j[k] * m_j``.
+        Without weights the topology of ``set_machine_topology`` decides. What goes to another
+        machine leaves this one once, not once for each of its ranks.
+
+        Parameters
+        ----------
+        tensor : tensor of any shape, floating point
+            Same shape, dtype and memory order on all ranks. It is not changed.
+        self_weight, src_machine_weights : float, {machine: float}, optional
+            All three come together, equal on all ranks of a machine; the topology is ignored then.
+        dst_machine_weights : {machine: float} or list of machines (1.0 each), optional
+            Any machines but this one.
+        enable_topo_check : bool
+            Accepted for BlueFog scripts; sends and receives are always checked.
+        name : str, optional
+            Matches the call with those of the other ranks; default: the order of calls.
+
+        Returns
+        -------
+        tensor
+            A new tensor of the same shape and dtype.
+
+        Raises
+        ------
+        AssertionError
+            This machine has one rank only: use ``neighbor_allreduce``.
+        RuntimeError
+            No weights were given and no topology of machines was set.
+        ValueError
+            Weights that are incomplete, name this machine, one twice or none that exists; a rank
+            that called with another shape, dtype or set of machines.
+        BluefogError
+            A rank died or never called; ``code`` says which.
+        """
+        return _runtime.complete(
+            self._hierarchical(tensor, name, self_weight, src_machine_weights, dst_machine_weights)
+        )
+
     # ---- Global operations.
 
     def allreduce_nonblocking(
@@ -166,8 +237,9 @@ class Api(Generic[T]):
         name: str | None = None,
     ) -> int:
         """Start :func:`allreduce` (the same parameters); returns a handle for ``synchronize``."""
-        refuse_hierarchical(is_hierarchical_local)
-        return _runtime.add_handle(self._submit(Op.allreduce, tensor, name, average=average))
+        return _runtime.add_handle(
+            self._allreduce(tensor, name, average, is_hierarchical_local, False)
+        )
 
     def allreduce(
         self,
@@ -178,6 +250,9 @@ class Api(Generic[T]):
     ) -> T:
         """Mean (or sum, with ``average=False``) over all ranks, the same bits on every rank.
 
+        Over several hosts the ranks of each reduce first where that takes less time by the cost
+        model (``bluefog topo --placement``), and ``BLUEFOG_HIERARCHY`` decides where it is set.
+
         Parameters
         ----------
         tensor : tensor of any shape, floating point; int32 and int64 with ``average=False``
@@ -185,7 +260,7 @@ class Api(Generic[T]):
         average : bool
             Mean or sum.
         is_hierarchical_local : bool
-            True is not available yet (ValueError).
+            Only over the ranks of this machine.
         name : str, optional
             Matches the call with those of the other ranks; default: the order of calls.
 
@@ -203,8 +278,9 @@ class Api(Generic[T]):
         BluefogError
             A rank died or never called; ``code`` says which.
         """
-        refuse_hierarchical(is_hierarchical_local)
-        return _runtime.complete(self._submit(Op.allreduce, tensor, name, average=average))
+        return _runtime.complete(
+            self._allreduce(tensor, name, average, is_hierarchical_local, False)
+        )
 
     def allreduce_nonblocking_(
         self,
@@ -214,9 +290,8 @@ class Api(Generic[T]):
         name: str | None = None,
     ) -> int:
         """Start :func:`allreduce_` (the same parameters); returns a handle for ``synchronize``."""
-        refuse_hierarchical(is_hierarchical_local)
         return _runtime.add_handle(
-            self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
+            self._allreduce(tensor, name, average, is_hierarchical_local, True)
         )
 
     def allreduce_(
@@ -233,9 +308,8 @@ class Api(Generic[T]):
         ValueError
             As :func:`allreduce`; also a tensor that is read-only or has gaps in memory.
         """
-        refuse_hierarchical(is_hierarchical_local)
         return _runtime.complete(
-            self._submit(Op.allreduce, tensor, name, in_place=True, average=average)
+            self._allreduce(tensor, name, average, is_hierarchical_local, True)
         )
 
     def broadcast_nonblocking(self, tensor: T, root_rank: int, name: str | None = None) -> int:
@@ -462,6 +536,32 @@ class Api(Generic[T]):
         except (TypeError, ValueError) as error:
             raise _runtime.located(error, "neighbor_allreduce", name) from None
         return self._submit(Op.neighbor_allreduce, tensor, name, **arguments)
+
+    def _hierarchical(
+        self,
+        tensor: T,
+        name: str | None,
+        self_weight: float | None,
+        src_weights: Weights | None,
+        dst_weights: Destinations | None,
+    ) -> _runtime.Pending:
+        op = Op.hierarchical_neighbor_allreduce
+        try:
+            if _runtime.local_size() == 1:
+                raise AssertionError(
+                    "a machine with one rank has no hierarchy; use neighbor_allreduce"
+                )
+            weights = call_weights(self_weight, src_weights, dst_weights, machines=True)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise _runtime.located(error, op.name, name) from None
+        return self._submit(op, tensor, name, **weights)
+
+    def _allreduce(
+        self, tensor: T, name: str | None, average: bool, local: bool, in_place: bool
+    ) -> _runtime.Pending:
+        return self._submit(
+            Op.allreduce, tensor, name, in_place=in_place, average=average, local=bool(local)
+        )
 
     def _submit(
         self, op: Op, tensor: T, name: str | None, in_place: bool = False, **arguments: Any

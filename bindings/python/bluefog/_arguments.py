@@ -51,11 +51,6 @@ def named_tensors(params: Any) -> list[tuple[str, Any]]:
     )
 
 
-def refuse_hierarchical(is_hierarchical_local: bool) -> None:
-    if is_hierarchical_local:
-        raise BluefogValueError("is_hierarchical_local=True is not available yet; use allreduce")
-
-
 def dtype_of_messages(value: Any) -> str | None:
     """The name of a dtype of any framework; None stays None."""
     if value is None:
@@ -71,10 +66,13 @@ def dtype_of_messages(value: Any) -> str | None:
     return name
 
 
-def rank_of(value: Any, what: str) -> int:
+def rank_of(value: Any, what: str, size: int | None = None) -> int:
+    """A rank, or with ``size`` a machine of so many."""
     rank = as_int(value, what)
-    if not 0 <= rank < _runtime.size():
-        raise BluefogValueError(f"{what} {rank} is outside 0..{_runtime.size() - 1}")
+    if size is None:
+        size = _runtime.size()
+    if not 0 <= rank < size:
+        raise BluefogValueError(f"{what} {rank} is outside 0..{size - 1}")
     return rank
 
 
@@ -84,21 +82,35 @@ def _weight_of(value: Any, what: str) -> float:
     return float(value)
 
 
-def _edges(weights: Mapping[Any, Any], argument: str) -> list[tuple[int, float]]:
+def _edges(
+    weights: Mapping[Any, Any], argument: str, node: str, size: int
+) -> list[tuple[int, float]]:
     return [
-        (rank_of(r, f"{argument}: rank"), _weight_of(w, f"{argument}[{r!r}]"))
+        (rank_of(r, f"{argument}: {node}", size), _weight_of(w, f"{argument}[{r!r}]"))
         for r, w in weights.items()
     ]
 
 
 def call_weights(
-    self_weight: float | None, src_weights: Weights | None, dst_weights: Destinations | None
+    self_weight: float | None,
+    src_weights: Weights | None,
+    dst_weights: Destinations | None,
+    machines: bool = False,
 ) -> dict[str, Any]:
+    """Checked; of machines all three come together."""
+    src, dst = "src_weights", "dst_weights"
+    node, size = "rank", _runtime.size()
+    if machines:
+        src, dst = "src_machine_weights", "dst_machine_weights"
+        node, size = "machine", _runtime.machine_size()
+        given = [w is not None for w in (self_weight, src_weights, dst_weights)]
+        if any(given) and not all(given):
+            raise BluefogValueError(f"give self_weight, {src} and {dst} together, or none of them")
     if (self_weight is None) != (src_weights is None):
-        missing, given = ("self_weight", "src_weights")
+        missing, there = ("self_weight", "src_weights")
         if self_weight is not None:
-            missing, given = given, missing
-        raise BluefogValueError(f"{given} is given without {missing}; give both, or none")
+            missing, there = there, missing
+        raise BluefogValueError(f"{there} is given without {missing}; give both, or none")
     if self_weight is None:
         if dst_weights is not None:
             raise BluefogValueError(
@@ -106,16 +118,16 @@ def call_weights(
             )
         return {}
     if not isinstance(src_weights, Mapping):
-        raise TypeError(f"src_weights must be a dict, not {type(src_weights).__name__}")
+        raise TypeError(f"{src} must be a dict, not {type(src_weights).__name__}")
     destinations: list[tuple[int, float]] | None = None
     if isinstance(dst_weights, Mapping):
-        destinations = _edges(dst_weights, "dst_weights")
+        destinations = _edges(dst_weights, dst, node, size)
     elif dst_weights is not None:
         if isinstance(dst_weights, (str, bytes)) or not isinstance(dst_weights, Iterable):
-            raise TypeError(f"dst_weights must be a dict or a list of ranks, not {dst_weights!r}")
-        destinations = [(rank_of(r, "dst_weights: rank"), 1.0) for r in dst_weights]
+            raise TypeError(f"{dst} must be a dict or a list of {node}s, not {dst_weights!r}")
+        destinations = [(rank_of(r, f"{dst}: {node}", size), 1.0) for r in dst_weights]
     return {
         "self_weight": _weight_of(self_weight, "self_weight"),
-        "src": _edges(src_weights, "src_weights"),
+        "src": _edges(src_weights, src, node, size),
         "dst": destinations,
     }

@@ -13,7 +13,11 @@ from ._errors import BluefogError, BluefogSizeError, BluefogValueError
 
 _lock = threading.Lock()
 _communicator: _core.Communicator | None = None
-_graph: Any = None  # The networkx graph that set_topology was given, if it was one.
+# The networkx graphs that set_topology and set_machine_topology were given, if they were such; and
+# whether their weights count.
+_graph: Any = None
+_machine_graph: Any = None
+_weighted, _machine_weighted = False, False
 # An operation under way, and what makes its result of it.
 Pending = tuple[_core.Work, Callable[[_core.Work], Any]]
 _handles: dict[int, Pending] = {}
@@ -88,11 +92,12 @@ def init(topology_fn: Callable[[int], Any] | None = None, is_weighted: bool = Fa
 
 def shutdown() -> None:
     """Leave the job. Scripts need not call it: it happens at exit. ``init()`` may follow."""
-    global _communicator, _graph
+    global _communicator, _graph, _machine_graph, _machine_weighted
     if _core.in_forked_child() and _communicator is not None:
         _communicator.shutdown()  # Raises; the lock may be held for ever here.
     with _lock:
         current, _communicator, _graph = _communicator, None, None
+        _machine_graph, _machine_weighted = None, False
         _handles.clear()
         atexit.unregister(_at_exit)
     if current is not None:
@@ -123,6 +128,24 @@ def local_rank() -> int:
 def local_size() -> int:
     """Number of ranks on this machine. ValueError before ``init()``."""
     return communicator().local_size
+
+
+def machine_rank() -> int:
+    """The number of this machine, 0 … machine_size-1. ValueError before ``init()``."""
+    return communicator().machine_rank
+
+
+def machine_size() -> int:
+    """Number of machines: hosts, or what BLUEFOG_NODES_PER_MACHINE makes look like them.
+
+    ValueError before ``init()``.
+    """
+    return communicator().machine_size
+
+
+def is_homogeneous() -> bool:
+    """True if all machines have the same number of ranks. ValueError before ``init()``."""
+    return communicator().is_homogeneous
 
 
 def launched_by() -> str:
@@ -180,8 +203,9 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
     ValueError
         A negative weight, or a node that is not a rank.
     """
-    global _graph
+    global _graph, _weighted
     current = communicator()
+    weighted = _carries_weights(topology, is_weighted)
     if topology is None:
         topology = _topology.exponential(current.size)
     try:
@@ -192,7 +216,86 @@ def set_topology(topology: Any = None, is_weighted: bool = False) -> bool:
     if sequence.period > 1 or sequence != current.topology():
         current.set_topology(sequence)
     _graph = topology if hasattr(topology, "nodes") else None
+    _weighted = weighted
     return True
+
+
+def _carries_weights(topology: Any, is_weighted: bool) -> bool:
+    return bool(is_weighted) or not (topology is None or hasattr(topology, "nodes"))
+
+
+def set_machine_topology(topology: Any, is_weighted: bool = False) -> bool:
+    """Set the graph between machines that ``hierarchical_neighbor_allreduce`` uses from now on.
+
+    Every rank calls it at the same point of its program with the same graph. ``init()`` leaves it
+    alone; there is none until it is set.
+
+    Parameters
+    ----------
+    topology, is_weighted
+        As in :func:`set_topology`; the nodes are machines.
+
+    Returns
+    -------
+    bool
+        True.
+
+    Raises
+    ------
+    ValueError
+        No topology (None), a negative weight, or a node that is not a machine.
+    TypeError
+        Not a graph, or (also a ValueError) another number of nodes than machines.
+    """
+    global _machine_graph, _machine_weighted
+    current = communicator()
+    try:
+        if topology is None:
+            raise BluefogValueError("there is no default: give a graph with a node per machine")
+        sequence = _topology.as_sequence(topology, current.machine_size, is_weighted, "machines")
+    except (TypeError, ValueError) as error:
+        raise located(error, "set_machine_topology") from None
+    current.set_machine_topology(sequence)
+    _machine_graph = topology if hasattr(topology, "nodes") else None
+    _machine_weighted = _carries_weights(topology, is_weighted)
+    return True
+
+
+def load_machine_topology() -> Any:
+    """The graph between machines, as in :func:`load_topology`; None where none was set."""
+    if _communicator is None:
+        return None
+    if _machine_graph is not None:
+        return _machine_graph
+    current = _communicator.machine_topology()
+    return None if current is None else _topology.to_networkx(current)
+
+
+def is_topo_weighted() -> bool:
+    """Whether the topology's own weights are used, rather than 1 / (in-degree + 1)."""
+    return _communicator is not None and _weighted
+
+
+def is_machine_topo_weighted() -> bool:
+    """The same of the topology of machines."""
+    return _communicator is not None and _machine_weighted
+
+
+def _machine_neighbors(which: int) -> list[int]:
+    current = None if _communicator is None else _communicator.machine_topology()
+    if _communicator is None or current is None:
+        return []
+    return _topology.neighbors(current, _communicator.machine_rank)[which]
+
+
+def in_neighbor_machine_ranks() -> list[int]:
+    """Machines that this one receives from, ascending, without itself; [] where none are set."""
+    return _machine_neighbors(0)
+
+
+def out_neighbor_machine_ranks() -> list[int]:
+    """Machines that this one sends to, ascending, without itself; [] where none are set."""
+    return _machine_neighbors(1)
 
 
 def load_topology() -> Any:

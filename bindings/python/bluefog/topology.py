@@ -281,8 +281,13 @@ def to_networkx(topology: AnyTopology) -> Any:
     return graph
 
 
-def as_sequence(topology: Any, size: int, is_weighted: bool = False) -> TopologySequence:
-    """What ``set_topology`` and the optimizers accept, as a sequence over ``size`` ranks."""
+def as_sequence(
+    topology: Any, size: int, is_weighted: bool = False, nodes: str = "ranks"
+) -> TopologySequence:
+    """What ``set_topology`` and the optimizers accept, as a sequence over ``size`` ranks.
+
+    ``nodes``: what the size counts, for messages.
+    """
     if isinstance(topology, str):
         sequence = make(topology, size)
     elif isinstance(topology, TopologySequence):
@@ -291,7 +296,7 @@ def as_sequence(topology: Any, size: int, is_weighted: bool = False) -> Topology
         sequence = _core.as_sequence(topology)
     elif _is_networkx(topology):
         if topology.number_of_nodes() != size:  # Before the labels: the clearer complaint.
-            _raise_size(topology.name or "networkx", topology.number_of_nodes(), size)
+            _raise_size(topology.name or "networkx", topology.number_of_nodes(), size, nodes)
         sequence = _core.as_sequence(
             from_networkx(topology) if is_weighted else uniform(topology, "networkx")
         )
@@ -303,7 +308,7 @@ def as_sequence(topology: Any, size: int, is_weighted: bool = False) -> Topology
             f"name, not {type(topology).__name__}"
         )
     if sequence.size != size:
-        _raise_size(sequence.name, sequence.size, size)
+        _raise_size(sequence.name, sequence.size, size, nodes)
     return sequence
 
 
@@ -328,8 +333,8 @@ def _mean_matrix(topology: AnyTopology) -> np.ndarray:
     return np.mean([t.to_matrix() for t in rounds], axis=0)
 
 
-def _raise_size(name: str, nodes: int, size: int) -> None:
-    raise BluefogSizeError(f"the graph '{name}' has {nodes} nodes, but there are {size} ranks")
+def _raise_size(name: str, count: int, size: int, nodes: str) -> None:
+    raise BluefogSizeError(f"the graph '{name}' has {count} nodes, but there are {size} {nodes}")
 
 
 def _is_networkx(graph: Any) -> bool:

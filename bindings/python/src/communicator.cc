@@ -123,7 +123,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
                              const py::object& input, const py::object& owner, bool in_place,
                              bool average, int root, std::optional<double> self_weight,
                              const Weights& src, const std::optional<Weights>& dst,
-                             const std::optional<std::string>& message_dtype) {
+                             const std::optional<std::string>& message_dtype, bool local) {
   Communicator& communicator = session.get();
   DropReleased();
   OpSpec spec;
@@ -131,6 +131,7 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
   spec.name = name;
   spec.average = average;
   spec.root = root;
+  spec.local = local;
   spec.input = TensorView::Of(nullptr, 0, DType::kFloat32);  // Of a barrier.
   if (!input.is_none()) {
     std::optional<Imported> tensor = ImportInput(op, name, input, owner, in_place, average);
@@ -150,6 +151,17 @@ std::optional<PyWork> Submit(const Session& session, Op op, const std::string& n
     work = communicator.Submit(std::move(spec));
   }
   return PyWork(session.shared(), ValueOrThrow(std::move(work)));
+}
+
+void SetTopology(const Session& session, const TopologySequence& topology,
+                 Status (Communicator::*set)(TopologySequence)) {
+  Communicator& communicator = session.get();
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = (communicator.*set)(topology);
+  }
+  ThrowIfError(status);
 }
 
 py::dict Stats(const Session& session) {
@@ -202,6 +214,7 @@ Communicator& Session::get() const {
 void BindCommunicator(py::module_& module) {
   py::enum_<Op>(module, "Op")
       .value("neighbor_allreduce", Op::kNeighborAllreduce)
+      .value("hierarchical_neighbor_allreduce", Op::kHierarchicalNeighborAllreduce)
       .value("allreduce", Op::kAllreduce)
       .value("broadcast", Op::kBroadcast)
       .value("allgather", Op::kAllgather)
@@ -220,25 +233,34 @@ void BindCommunicator(py::module_& module) {
       .def_property_readonly("size", [](const Session& s) { return s.get().size(); })
       .def_property_readonly("local_rank", [](const Session& s) { return s.get().local_rank(); })
       .def_property_readonly("local_size", [](const Session& s) { return s.get().local_size(); })
+      .def_property_readonly("machine_rank",
+                             [](const Session& s) { return s.get().machine_rank(); })
+      .def_property_readonly("machine_size",
+                             [](const Session& s) { return s.get().machine_size(); })
+      .def_property_readonly("is_homogeneous",
+                             [](const Session& s) { return s.get().is_homogeneous(); })
       .def_property_readonly("launched_by", [](const Session& s) { return s.get().launched_by(); })
       .def("set_topology",
            [](const Session& session, const TopologySequence& topology) {
-             Communicator& communicator = session.get();
-             Status status;
-             {
-               const py::gil_scoped_release release;
-               status = communicator.SetTopology(topology);
-             }
-             ThrowIfError(status);
+             SetTopology(session, topology, &Communicator::SetTopology);
+           })
+      .def("set_machine_topology",
+           [](const Session& session, const TopologySequence& topology) {
+             SetTopology(session, topology, &Communicator::SetMachineTopology);
            })
       .def("topology",
            [](const Session& s) {
              return std::const_pointer_cast<TopologySequence>(s.get().topology());
            })
+      .def("machine_topology",
+           [](const Session& s) {
+             return std::const_pointer_cast<TopologySequence>(s.get().machine_topology());
+           })
       .def("submit", &Submit, py::arg("op"), py::arg("name") = "", py::arg("input") = py::none(),
            py::arg("owner") = py::none(), py::arg("in_place") = false, py::arg("average") = true,
            py::arg("root") = 0, py::arg("self_weight") = py::none(), py::arg("src") = Weights{},
-           py::arg("dst") = py::none(), py::arg("message_dtype") = py::none())
+           py::arg("dst") = py::none(), py::arg("message_dtype") = py::none(),
+           py::arg("local") = false)
       .def(
           "check_in_place",
           [](const Session&, Op op, const py::object& input, const py::object& owner,

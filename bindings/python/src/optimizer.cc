@@ -31,7 +31,7 @@ class PyOptimizer {
   PyOptimizer(const Session& session, const std::string& plugin,
               const std::vector<Parameter>& parameters, std::shared_ptr<TopologySequence> topology,
               bool allow_unstable, int64_t step, const std::string& agreed, const std::string& name,
-              const std::optional<std::string>& message_dtype, bool delayed)
+              const std::optional<std::string>& message_dtype, bool delayed, bool over_machines)
       : communicator_(session.shared()) {
     Communicator* communicator = &session.get();
     DistributedOptimizerOptions options;
@@ -43,6 +43,7 @@ class PyOptimizer {
     options.name = name;
     if (message_dtype) options.message_dtype = DTypeFromName(*message_dtype);
     options.delayed = delayed;
+    if (over_machines) options.communication = Collective::kHierarchicalNeighborAllreduce;
     try {
       for (const auto& [param, tensor, group] : parameters) {
         Register(param, tensor, group, &options);
@@ -221,10 +222,11 @@ void BindOptimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "DistributedOptimizer")
       .def(py::init<const Session&, const std::string&, const std::vector<Parameter>&,
                     std::shared_ptr<TopologySequence>, bool, int64_t, const std::string&,
-                    const std::string&, const std::optional<std::string>&, bool>(),
+                    const std::string&, const std::optional<std::string>&, bool, bool>(),
            py::arg("communicator"), py::arg("plugin"), py::arg("params"), py::arg("topology"),
            py::arg("allow_unstable"), py::arg("step"), py::arg("agreed"), py::arg("name"),
-           py::arg("message_dtype") = py::none(), py::arg("delayed") = false)
+           py::arg("message_dtype") = py::none(), py::arg("delayed") = false,
+           py::arg("over_machines") = false)
       .def("retire",
            [](const PyOptimizer& o, const std::string& why) {
              DistributedOptimizer& optimizer = o.get();

@@ -31,6 +31,7 @@ _COPIED = (
     *(
         "_allow_unstable",
         "_broadcasts",
+        "_communication",
         "_delayed",
         "_limits",
         "_message_dtype",
@@ -43,6 +44,7 @@ _COPIED = (
     ),
 )
 _LOCAL_CURE = "make the optimizer with overlap=False"
+_NEIGHBORS, _MACHINES = "neighbor_allreduce", "hierarchical_neighbor_allreduce"
 
 
 class _Slot:
@@ -97,6 +99,22 @@ def told_to_others(communicator: Any, name: str = "") -> Iterator[None]:
         raise
 
 
+def _communication_of(communication: Any, where: str, traits: dict[str, Any]) -> str:
+    known = isinstance(communication, str)
+    # BlueFog writes hierarchical.neighbor.allreduce.
+    name = communication.replace(".", "_") if known else communication
+    if not known or name not in (_NEIGHBORS, _MACHINES):
+        raise BluefogValueError(
+            f"{where}: communication must be {_NEIGHBORS!r} or {_MACHINES!r}, not {communication!r}"
+        )
+    if name == _MACHINES and not traits["uses_topology"]:
+        raise BluefogValueError(
+            f"{where}: this method averages over all ranks and uses no graph, so communication="
+            f"{name!r} means nothing to it; leave it out (the all-reduce knows of machines itself)"
+        )
+    return name
+
+
 class DistributedOptimizer(torch.optim.Optimizer):
     """An optimizer plugin of the engine on PyTorch parameters; base of the named optimizers.
 
@@ -117,9 +135,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
         lambda in g + lambda * x, >= 0.
     plugin : str
         Name of the plugin; ValueError lists those that exist.
+    communication : {"neighbor_allreduce", "hierarchical_neighbor_allreduce"}
+        What W is. Hierarchical: the ranks of a machine average exactly, and their means are mixed
+        over the graph between machines, so that W is that graph's matrix (x) J/L with L ranks on
+        each machine; the plugin's demands on W hold for this product. Not for plugins that average
+        over all ranks.
     topology : networkx graph, numpy.ndarray, Topology or TopologySequence, optional
-        The graph of this optimizer; the round of a sequence is the step. Default: that of
-        ``bf.set_topology``, read at each step.
+        The graph of this optimizer (between machines where the communication is hierarchical); the
+        round of a sequence is the step. Default: that of ``bf.set_topology`` or
+        ``bf.set_machine_topology``, read at each step.
     overlap : bool or "delayed"
         True: parameters and gradients belong to the engine from the moment a gradient is ready
         until ``step()`` returns. Gradients must not be changed in between (clipping, loss scaling)
@@ -178,6 +202,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         *,
         plugin: str,
+        communication: str = "neighbor_allreduce",
         topology: Any = None,
         overlap: bool | Literal["delayed"] = True,
         broadcast: bool = True,
@@ -205,6 +230,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 )
             self._overlap, self._delayed = bool(overlap), overlap == "delayed"
             self._message_dtype = dtype_of_messages(message_dtype)
+            self._communication = _communication_of(communication, self._where, traits)
             self._allow_unstable = allow_unstable
             self._broadcasts = bool(broadcast)
             # By the step from which each is used; None: that of bf.set_topology.
@@ -330,8 +356,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._topologies[from_step] = sequence
 
     def _sequence(self, topology: Any) -> Any:
+        machines = self._communication != _NEIGHBORS
+        nodes = (_runtime.machine_size(), True, "machines") if machines else (_runtime.size(), True)
         try:
-            return _topology.as_sequence(topology, _runtime.size(), True)
+            return _topology.as_sequence(topology, *nodes)
         except (TypeError, ValueError) as error:
             raise _runtime.located(error, self._name) from None
 
@@ -427,6 +455,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 registration,
                 self._message_dtype,
                 self._delayed,
+                self._communication != _NEIGHBORS,
             )
             self._core = core
             for from_step, sequence in self._topologies.items():
