@@ -19,8 +19,9 @@
 namespace bluefog::tools {
 namespace {
 
-constexpr Op kOps[] = {Op::kNeighborAllreduce, Op::kAllreduce, Op::kBroadcast, Op::kAllgather,
-                       Op::kBarrier};
+constexpr Op kOps[] = {Op::kNeighborAllreduce, Op::kHierarchicalNeighborAllreduce,
+                       Op::kAllreduce,         Op::kBroadcast,
+                       Op::kAllgather,         Op::kBarrier};
 constexpr size_t kMaxSizes = 32;
 
 std::vector<std::string> Split(const std::string& text) {
@@ -38,8 +39,13 @@ Status Bad(const std::string& text) { return absl::InvalidArgumentError("perf: "
 StatusOr<int> Start(const PerfOptions& options) {
   StatusOr<Config> config = Config::FromEnvironment();
   if (!config.ok()) return config.status();
-  if (StatusOr<TopologySequence> topology = MakeTopology(options.topology, options.ranks);
-      !topology.ok()) {
+  const int per_machine =
+      options.nodes_per_machine > 0 ? options.nodes_per_machine : config->nodes_per_machine;
+  int nodes = options.ranks;
+  if (options.op == Op::kHierarchicalNeighborAllreduce) {
+    nodes = per_machine > 0 ? (nodes + per_machine - 1) / per_machine : 1;
+  }
+  if (StatusOr<TopologySequence> topology = MakeTopology(options.topology, nodes); !topology.ok()) {
     return topology.status();
   }
   if (!options.json.empty() && !std::ofstream(options.json, std::ios::app)) {
@@ -57,6 +63,12 @@ StatusOr<int> Start(const PerfOptions& options) {
   launch.ranks = options.ranks;
   launch.tag = false;
   if (config->log_level == "info") launch.env.emplace_back("BLUEFOG_LOG_LEVEL", "warn");
+  if (!options.hierarchy.empty()) {
+    launch.env.emplace_back("BLUEFOG_HIERARCHY", options.hierarchy);
+  }
+  if (options.nodes_per_machine > 0) {
+    launch.env.emplace_back("BLUEFOG_NODES_PER_MACHINE", std::to_string(per_machine));
+  }
   launch.command = {"/proc/self/exe",
                     "perf",
                     options.op_name,
@@ -105,6 +117,13 @@ Status PerfOptions::Parse() {
   if (ranks < 1 || ranks > kMaxPerfRanks) {
     return Bad("-np " + std::to_string(ranks) + ": takes 1 to " + std::to_string(kMaxPerfRanks) +
                " ranks, all on this host");
+  }
+  if (!hierarchy.empty() && hierarchy != "auto" && hierarchy != "flat" &&
+      hierarchy != "hierarchical") {
+    return Bad("--hierarchy '" + hierarchy + "': use auto, flat or hierarchical");
+  }
+  if (nodes_per_machine < 0) {
+    return Bad("--nodes-per-machine " + std::to_string(nodes_per_machine) + ": at least 1");
   }
   if (iterations < 0 || rounds < 1) {
     return Bad("--rounds must be at least 1 and --iterations at least 0 (chosen by size)");
@@ -172,7 +191,8 @@ void AddPerf(CLI::App& app) {
       "perf", "Time an operation on this host, beside what the memory would allow");
   command
       ->add_option("operation", options->op_name,
-                   "neighbor_allreduce, allreduce, broadcast, allgather or barrier")
+                   "neighbor_allreduce, hierarchical_neighbor_allreduce, allreduce, broadcast, "
+                   "allgather or barrier")
       ->required();
   command->add_option("-n,--np", options->ranks, "Number of ranks")
       ->type_name("RANKS")
@@ -194,9 +214,17 @@ void AddPerf(CLI::App& app) {
       ->type_name("NAME");
   command
       ->add_option("--topology", options->topology,
-                   "Of neighbor_allreduce; bluefog topo --list names them")
+                   "Of neighbor_allreduce, or between machines; bluefog topo --list names them")
       ->type_name("NAME")
       ->capture_default_str();
+  command
+      ->add_option("--nodes-per-machine", options->nodes_per_machine,
+                   "Let this host look like several with so many ranks each")
+      ->type_name("RANKS");
+  command
+      ->add_option("--hierarchy", options->hierarchy,
+                   "Form of operations over several machines: auto, flat or hierarchical")
+      ->type_name("FORM");
   command->add_option("--iterations", options->iterations, "Per round; 0: more for small sizes")
       ->type_name("COUNT")
       ->capture_default_str();

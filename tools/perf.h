@@ -23,6 +23,8 @@ inline constexpr int kMaxPerfRanks = 128;
 struct PerfOptions {
   std::string op_name, bytes_text = "4K,1M,64M", buffers_text = "arena,private";
   std::string dtype_name = "float32", message_dtype_name, topology = "ring", json;
+  std::string hierarchy;      ///< BLUEFOG_HIERARCHY of the ranks, if given.
+  int nodes_per_machine = 0;  ///< BLUEFOG_NODES_PER_MACHINE of the ranks, if not 0.
   int ranks = 2;
   int iterations = 0;  ///< Per round; 0: by size.
   int rounds = 9;

@@ -145,7 +145,9 @@ Status BareExchange::Run(const Neighborhood& neighborhood, bool in_arena, const 
     Meet();
     return absl::OkStatus();
   }
-  if (op_ == Op::kAllreduce) return Reduced(in_arena, in, out, count);
+  if (op_ == Op::kAllreduce || op_ == Op::kHierarchicalNeighborAllreduce) {
+    return Reduced(in_arena, in, out, count);
+  }
   return Pipelined(neighborhood, in_arena, in, out, count);
 }
 

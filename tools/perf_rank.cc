@@ -105,11 +105,12 @@ int64_t MachineBusyNs() {
 class Rank {
  public:
   Rank(const PerfOptions& options, const Config& config, PerfArea* area, Communicator* comm,
-       const TopologySequence& topology)
+       const TopologySequence& topology, std::string form)
       : options_(options),
         area_(*area),
         comm_(*comm),
         topology_(topology),
+        form_(std::move(form)),
         bare_(options, config, area, comm->rank()),
         rank_(comm->rank()) {}
 
@@ -225,14 +226,16 @@ class Rank {
     const int parts = options_.op == Op::kAllgather ? options_.ranks : 1;
     for (int part = 0; part < parts; ++part) {
       double a = 0.0, b = 1.0;
-      if (options_.op == Op::kNeighborAllreduce) {
+      // The limit of the hierarchical one is an allreduce in memory.
+      const bool hierarchical = options_.op == Op::kHierarchicalNeighborAllreduce;
+      if (options_.op == Op::kNeighborAllreduce || (hierarchical && series == 0)) {
         a = graph.self_weight * Base(rank_);
         b = graph.self_weight;
         for (const Edge& e : graph.in) {
           a += e.weight * Base(e.rank);
           b += e.weight;
         }
-      } else if (options_.op == Op::kAllreduce) {
+      } else if (options_.op == Op::kAllreduce || hierarchical) {
         for (int r = 0; r < options_.ranks; ++r) a += Base(r) / options_.ranks;
       } else {
         a = Base(part);
@@ -265,6 +268,7 @@ class Rank {
         }
         return static_cast<double>(most);
       }
+      case Op::kHierarchicalNeighborAllreduce:
       case Op::kAllreduce:
         return 2 * (n - 1) / n;
       case Op::kAllgather:
@@ -318,6 +322,8 @@ class Rank {
     rows_.push_back({{"op", options_.op_name},
                      {"ranks", options_.ranks},
                      {"topology", options_.topology},
+                     {"machines", comm_.machine_size()},
+                     {"hierarchy", form_},
                      {"bytes", bytes},
                      {"buffers", buffers},
                      {"dtype", options_.dtype_name},
@@ -347,7 +353,8 @@ class Rank {
   const PerfOptions& options_;
   PerfArea& area_;
   Communicator& comm_;
-  const TopologySequence& topology_;
+  const TopologySequence& topology_;  ///< Between ranks.
+  const std::string form_;
   BareExchange bare_;
   const int rank_;
   int64_t calls_ = 0, bare_calls_ = 0;
@@ -364,10 +371,18 @@ Status Measure(const PerfOptions& options) {
   communicator.config = *config;
   auto comm = Communicator::Create(communicator);
   if (!comm.ok()) return comm.status();
-  StatusOr<TopologySequence> topology = MakeTopology(options.topology, options.ranks);
+  const bool machines = options.op == Op::kHierarchicalNeighborAllreduce;
+  StatusOr<TopologySequence> topology =
+      MakeTopology(options.topology, machines ? (*comm)->machine_size() : options.ranks);
   if (!topology.ok()) return topology.status();
-  if (Status s = (*comm)->SetTopology(*topology); !s.ok()) return s;
-  Rank rank(options, *config, &area, comm->get(), *topology);
+  if (Status s =
+          machines ? (*comm)->SetMachineTopology(*topology) : (*comm)->SetTopology(*topology);
+      !s.ok()) {
+    return s;
+  }
+  if (machines) topology = OverRanks(*topology, (*comm)->placement());
+  if (!topology.ok()) return topology.status();
+  Rank rank(options, *config, &area, comm->get(), *topology, config->hierarchy);
   if (Status s = rank.Run(); !s.ok()) return s;
   if ((*comm)->rank() == 0 && !options.json.empty()) {
     std::ofstream file(options.json);

@@ -110,9 +110,32 @@ TEST(Perf, MeasuresRoundedMessagesBesideABareExchangeThatRoundsToo) {
   }
 }
 
+TEST(Perf, BothFormsOverMachinesAreMeasuredAndChecked) {
+  for (const char* form : {"flat", "hierarchical"}) {
+    for (const char* operation : {"hierarchical_neighbor_allreduce", "allreduce"}) {
+      const std::string file = ::testing::TempDir() + "perf.json";
+      std::string out;
+      ASSERT_EQ(Perf(std::string(operation) + " -np 4 --nodes-per-machine 2 --bytes 4K,300K " +
+                         "--rounds 1 --iterations 2 --hierarchy " + form + " --json " + file,
+                     &out),
+                0)
+          << out;
+      std::ifstream stream(file);
+      const auto rows = nlohmann::json::parse(stream);
+      ASSERT_EQ(rows.size(), 4);
+      EXPECT_EQ(rows[0]["op"], operation);
+      EXPECT_EQ(rows[0]["machines"], 2);
+      EXPECT_EQ(rows[0]["hierarchy"], form);
+    }
+  }
+}
+
 TEST(Perf, WrongCallsNameTheCure) {
   const std::pair<const char*, const char*> kCalls[] = {
-      {"gossip", "neighbor_allreduce, allreduce, broadcast, allgather, barrier"},
+      {"gossip",
+       "neighbor_allreduce, hierarchical_neighbor_allreduce, allreduce, broadcast, allgather, "
+       "barrier"},
+      {"allreduce --hierarchy deep", "auto, flat or hierarchical"},
       {"allreduce --bytes 4Q", "4K,1M,64M"},
       {"allreduce --bytes 6", "multiple of 4"},
       {"allreduce --dtype int8", "float32 or float64"},

@@ -51,25 +51,26 @@ class Report {
         one_shot_(request.bytes <= static_cast<double>(request.config.eager_bytes)) {
     if (request.ranks.has_value()) {
       Add("neighbor_allreduce", "", *request.ranks, [this](const Topology& graph) {
-        return CostOfNeighborAllreduce(placement_, graph, request_.bytes);
+        return collective::CostOfNeighborAllreduce(placement_, graph, request_.bytes);
       });
     }
     if (request.machines.has_value()) {
-      const Form chosen =
-          Chosen(ChooseHierarchicalNeighborAllreduce(placement_, request.bytes, one_shot_, links_));
+      const Form chosen = Chosen(collective::ChooseHierarchicalNeighborAllreduce(
+          placement_, request.bytes, one_shot_, links_));
       for (const Form form : {Form::kFlat, Form::kHierarchical}) {
         Add("hierarchical_neighbor_allreduce", NameOf(form), *request.machines,
             [this, form](const Topology& graph) {
-              return CostOfHierarchicalNeighborAllreduce(form, placement_, graph, request_.bytes,
-                                                         one_shot_);
+              return collective::CostOfHierarchicalNeighborAllreduce(form, placement_, graph,
+                                                                     request_.bytes, one_shot_);
             });
         rows_.back().chosen = form == chosen;
       }
     }
-    const Form chosen = Chosen(ChooseAllreduce(placement_, request.bytes, one_shot_, links_));
+    const Form chosen =
+        Chosen(collective::ChooseAllreduce(placement_, request.bytes, one_shot_, links_));
     for (const Form form : {Form::kFlat, Form::kHierarchical}) {
       Row row{"allreduce", NameOf(form),
-              CostOfAllreduce(form, placement_, request.bytes, one_shot_)};
+              collective::CostOfAllreduce(form, placement_, request.bytes, one_shot_)};
       row.seconds = row.cost.Seconds(links_);
       row.chosen = form == chosen;
       rows_.push_back(std::move(row));
