@@ -59,10 +59,10 @@ struct Bucket {
   /// kept.
   static constexpr int kDepth = 2;
   std::array<std::shared_ptr<std::byte>, kDepth> payload, mixed, coded;
-  const Codec* codec = nullptr;   ///< Of messages to neighbours.
-  int64_t coded_stride = 0;       ///< Of `coded`, in bytes an element.
-  int64_t coded_bytes = 0;        ///< Of one payload there.
-  bool exchanged = true;          ///< Not silent: the last one that was submitted.
+  const Codec* codec = nullptr;  ///< Of messages to neighbours.
+  int64_t coded_stride = 0;      ///< Of `coded`, in bytes an element.
+  int64_t coded_bytes = 0;       ///< Of one payload there.
+  bool exchanged = true;         ///< Not silent: the last one that was submitted.
   std::array<std::shared_ptr<std::byte>, kDepth> scratch;  ///< Of the exchange, likewise.
   int64_t scratch_count = 0;                               ///< Elements for each payload.
   int ready = 0;                  ///< Parameters of this step that are ready.

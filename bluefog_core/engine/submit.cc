@@ -374,9 +374,8 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   const DType message = spec.message_dtype.value_or(spec.input.dtype);
   s.value = spec.op == Op::kBroadcast           ? spec.root
             : spec.op == Op::kNeighborAllreduce ? static_cast<int>(message)
-            : spec.op == Op::kAllreduce
-                ? (spec.average ? kAverage : 0) + (spec.local ? kLocal : 0)
-                : 0;
+            : spec.op == Op::kAllreduce ? (spec.average ? kAverage : 0) + (spec.local ? kLocal : 0)
+                                        : 0;
   s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
   s.description_hash = StableHash().Add(s.plan_hash).Add(layout_hash).value();
   s.in[0] = static_cast<std::byte*>(spec.input.data);
