@@ -465,7 +465,7 @@ TEST(Control, ARankThatComesBackEarlyWaitsForTheNextServer) {
 
 // ---- Ranks as processes.
 
-constexpr int kLateMs = 100;  // For a process of this test to be scheduled.
+constexpr int kLateMs = 1000;  // For a process of this test to be scheduled.
 
 /// A rank in a process of its own, which prints what happens to it and obeys single letters.
 class RankProcess {
@@ -588,7 +588,8 @@ TEST(ControlProcesses, AStoppedRankIsToldToAllInTime) {
                 AllOf(HasSubstr("failed 1: rank 1 was silent for"), HasSubstr("BLUEFOG_DEAD_MS")));
   }
   const int64_t ms = (NowNs() - start) / 1'000'000;
-  EXPECT_GE(ms, kDead - 200);
+  // Silence is counted from the last heartbeat, which may be late on a busy machine.
+  EXPECT_GE(ms, kDead / 2);
   EXPECT_LE(ms, kDead + kLateMs);
   // It wakes up and learns that the others went on.
   kill(ranks[1]->pid(), SIGCONT);
