@@ -64,17 +64,18 @@ inline std::vector<Edge> SendEdges(const Neighborhood& neighborhood,
 }
 
 /// The addends of self*mine + sum over in-edges, self first; `view` receives what an edge brings.
-/// A weight of 0 leaves an addend out, but for the own one of a coded mixture.
+/// `keep_self`: also with weight 0.
 struct Mixture {
   std::vector<Source> addends;
   double divisor = 0.0;
 };
 template <typename ViewOf>
-Mixture MixtureOf(const Neighborhood& neighborhood, Range mine, ViewOf view, bool coded = false) {
+Mixture MixtureOf(const Neighborhood& neighborhood, Range mine, ViewOf view,
+                  bool keep_self = false) {
   const bool uniform = neighborhood.uniform && !neighborhood.in.empty();
   Mixture mixture;
   if (uniform) mixture.divisor = static_cast<double>(neighborhood.in.size() + 1);
-  if (neighborhood.self_weight != 0.0 || coded) {
+  if (neighborhood.self_weight != 0.0 || keep_self) {
     mixture.addends.push_back(Local(mine, uniform ? 1.0 : neighborhood.self_weight));
   }
   for (const Edge& edge : neighborhood.in) {

@@ -25,12 +25,10 @@ Schedule PlanNeighborAllreduce(const PlanInput& in, const Neighborhood& neighbor
     if (stage) staged = {plan.Copy(At(staging, piece), Local(mine))};
     if (!to.empty()) plan.Send(stage ? At(staging, piece) : mine, to, staged);
 
-    Mixture mixture = MixtureOf(
-        neighborhood, mine,
-        [&](const Edge& edge) {
-          return plan.ReceiveNext(edge.rank, piece.count, coded ? Role::kCoded : Role::kInput);
-        },
-        coded);
+    const auto view = [&](const Edge& edge) {
+      return plan.ReceiveNext(edge.rank, piece.count, coded ? Role::kCoded : Role::kInput);
+    };
+    Mixture mixture = MixtureOf(neighborhood, mine, view, /*keep_self=*/coded);
     const Range result = At(Role::kOutput, piece);
     if (neighborhood.in.empty() && neighborhood.self_weight == 1.0) {
       // In place the result is already there.

@@ -45,6 +45,20 @@ Engine::Nodes NodesOf(Op op) {
                                                   : Engine::Nodes::kRanks;
 }
 
+/// What partners compare, and errors name: see WireHeader.
+int ValueOf(const OpSpec& spec) {
+  switch (spec.op) {
+    case Op::kBroadcast:
+      return spec.root;
+    case Op::kNeighborAllreduce:
+      return static_cast<int>(spec.message_dtype.value_or(spec.input.dtype));
+    case Op::kAllreduce:
+      return (spec.average ? kAverage : 0) + (spec.local ? kLocal : 0);
+    default:
+      return 0;
+  }
+}
+
 /// Blocks of all ranks along the first dimension, which is the outermost in memory.
 TensorView Gathered(const TensorView& input, int ranks) {
   TensorView output = input;
@@ -371,11 +385,7 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
   s.element_bytes = SizeOf(spec.input.dtype);
   // Shapes of broadcast may differ in memory order only if nobody reads them as elements: they must
   // not.
-  const DType message = spec.message_dtype.value_or(spec.input.dtype);
-  s.value = spec.op == Op::kBroadcast           ? spec.root
-            : spec.op == Op::kNeighborAllreduce ? static_cast<int>(message)
-            : spec.op == Op::kAllreduce ? (spec.average ? kAverage : 0) + (spec.local ? kLocal : 0)
-                                        : 0;
+  s.value = ValueOf(spec);
   s.plan_hash = StableHash().Add(spec.op).Add(s.value).value();
   s.description_hash = StableHash().Add(s.plan_hash).Add(layout_hash).value();
   s.in[0] = static_cast<std::byte*>(spec.input.data);
@@ -398,8 +408,8 @@ StatusOr<std::shared_ptr<Work>> Engine::Submit(OpSpec spec) {
     s.scratch[0] = scratch->get();
     s.scratch_memory = *std::move(scratch);
   }
-  if (s.plan->encodings > 0) {                  // Also of no elements.
-    s.codec = *MessageCodec(s.dtype, message);  // Validate has asked.
+  if (s.plan->encodings > 0) {                              // Also of no elements.
+    s.codec = *MessageCodec(s.dtype, *spec.message_dtype);  // Validate has asked.
     s.coded_stride = s.codec->ElementBytes();
     StatusOr<std::shared_ptr<std::byte>> coded =
         scratch_->Allocate(s.plan->schedule.coded_count * s.coded_stride);
