@@ -118,7 +118,7 @@ StatusOr<std::vector<HostSlots>> ReadHostfile(const std::string& path) {
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
     const auto bad = [&](const std::string& text) {
-      return Bad(path + ", line " + std::to_string(number) + ": " + text);
+      return Bad(fmt::format("{}, line {}: {}", path, number, text));
     };
     std::istringstream words(line.substr(0, line.find('#')));
     std::string name, word;

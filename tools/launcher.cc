@@ -72,8 +72,9 @@ class Launcher {
     job_id_ = plans->front().job.job_id;
     if (HasCoordinator(options_)) coordinator_ = options_.coordinator;
     for (HostPlan& plan : *plans) {
-      for (int r = 0; !plan.host.name.empty() && r < plan.host.count; ++r) {
-        ranks_[static_cast<size_t>(plan.host.first + r)].place = " on " + plan.host.name;
+      const int end = plan.host.name.empty() ? 0 : plan.host.first + plan.host.count;
+      for (int r = plan.host.first; r < end; ++r) {
+        ranks_[static_cast<size_t>(r)].place = " on " + plan.host.name;
       }
       links_.emplace_back(std::move(plan.host), std::move(plan.job), options_.ssh);
     }

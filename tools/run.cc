@@ -66,7 +66,7 @@ void CheckRanksHere(const LaunchOptions& launch) {
   }
   // Two pipes a rank, and what is open anyway.
   if (rlimit files; launch.tag && getrlimit(RLIMIT_NOFILE, &files) == 0 &&
-                    static_cast<rlim_t>(2 * here + 64) > files.rlim_cur) {
+                    rlim_t{2} * static_cast<rlim_t>(here) + 64 > files.rlim_cur) {
     Wrong("-np " + std::to_string(here) + " needs " + std::to_string(2 * here + 64) +
           " open files, but the limit is " + std::to_string(files.rlim_cur) +
           ": raise it (ulimit -n), or use --no-tag");
@@ -94,17 +94,17 @@ Environment MakeEnvironment(const RunOptions& o) {
   // Ranks share the cores. Python's output through a pipe would otherwise come in blocks.
   Environment defaults = {{"OMP_NUM_THREADS", "1"}};
   if (o.launch.tag) defaults.emplace_back("PYTHONUNBUFFERED", "1");
-  for (const auto& [name, value] : defaults) {
+  for (const auto& setting : defaults) {
     const bool given = std::any_of(env.begin(), env.end(),
-                                   [&](const auto& setting) { return setting.first == name; });
+                                   [&](const auto& other) { return other.first == setting.first; });
     if (given) continue;
-    if (const char* own = FindVariable(name)) {
-      env.emplace_back(name, own);  // The same on other hosts.
+    if (const char* own = FindVariable(setting.first)) {
+      env.emplace_back(setting.first, own);  // The same on other hosts.
       continue;
     }
-    env.emplace_back(name, value);
+    env.push_back(setting);
     if (!o.launch.verbose) continue;
-    std::cerr << "bluefog run: " << name << "=" << value
+    std::cerr << "bluefog run: " << setting.first << "=" << setting.second
               << " for every rank (set it to change this)\n";
   }
   return env;
