@@ -21,6 +21,7 @@
 
 #include "agent_protocol.h"
 #include "base/clock.h"
+#include "base/component.h"
 #include "base/leave_note.h"
 #include "base/port.h"
 #include "base/token.h"
@@ -192,6 +193,15 @@ class Agent {
       if (const int error = children_->Start(r, coordinator); error != 0) {
         return Send(FrameKind::kFailed, r, error);
       }
+    }
+    // What a report needs takes long to load. On one host ranks see each other's deaths themselves.
+    if (job_.ranks < job_.size) {
+      reports_.emplace_back([] {
+        StatusOr<Config> config = Config::FromEnvironment();
+        if (!config.ok()) return;
+        LoadComponentSymbol("control", "bluefog_control_factory", config->component_dir)
+            .IgnoreError();
+      });
     }
   }
 

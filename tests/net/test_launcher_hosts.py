@@ -437,6 +437,33 @@ def test_a_host_that_dies_ends_the_others(make_site):
     assert job.left() == []
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="calls the kernel by number")
+def test_a_death_is_told_though_its_sockets_stay_open(make_site):
+    # Not os.fork(), behind which bluefog closes the child's copies.
+    script = """if True:
+        import ctypes, os, signal, time, numpy as np, bluefog as bf
+        bf.init()
+        bf.allreduce(np.ones(3))
+        if bf.rank() == 1:
+            libc = ctypes.CDLL(None)
+            if libc.syscall(57) == 0:
+                libc.pause()
+            print(time.monotonic(), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            bf.allreduce(np.ones(3))
+        except bf.BluefogError as error:
+            print(time.monotonic(), error)
+        """
+    site = make_site(slots=1)
+    result = site.run("--env", "BLUEFOG_DEAD_MS=20000", sys.executable, "-c", script)
+    assert result.returncode == 128 + signal.SIGKILL, result.stderr
+    said = by_tag(result.stdout)
+    heard, text = said["[0]"].split(" ", 1)
+    assert "rank 1 died: killed by SIGKILL on host1" in text
+    assert float(heard) - float(said["[1]"]) < 2  # 0.1 s where a core is free.
+
+
 def test_a_cut_network_leaves_nothing_on_either_side(make_site):
     site = make_site()
     job = site.start("--lost-after", 5, "sh", "-c", SLEEP)
