@@ -48,8 +48,9 @@ def test_configuration_page_is_up_to_date():
 
 def test_messages_of_the_troubleshooting_page_exist():
     source = ""
-    for pattern in ("bluefog_core/**/*.cc", "bindings/python/**/*.cc", "bindings/python/**/*.py"):
-        for file in sorted(TREE.glob(pattern)):
+    core, bindings = TREE / "bluefog_core", TREE / "bindings" / "python"
+    for folder, suffix in ((core, "cc"), (core, "h"), (bindings, "cc"), (bindings, "py")):
+        for file in sorted(folder.rglob(f"*.{suffix}")):
             if not file.name.endswith("_test.cc"):
                 source += file.read_text()
     # Literals that stand one after the other are one text.
