@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from sshd import MISSING, Sshd, marked
@@ -66,16 +67,21 @@ class Site:
 class Job:
     """A running job; every process of it, on all hosts, has its mark in the environment."""
 
+    running: ClassVar[list[Job]] = []
+
     def __init__(self, site, args, hosts):
         self.site, self.mark = site, uuid.uuid4().hex
         self.process = subprocess.Popen(
             site.words("--env", f"JOB_MARK={self.mark}", *args, hosts=hosts),
             env=ENVIRONMENT,
+            # Under nohup SIGHUP is ignored, and the launcher would leave it so.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        Job.running.append(self)
 
     def lines(self, n):
         return [self.process.stdout.readline() for _ in range(n)]
@@ -96,6 +102,15 @@ class Job:
                 if not ended:
                     return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
         return []
+
+
+@pytest.fixture(autouse=True)
+def _no_job_outlives_a_failed_test():
+    yield
+    while Job.running:
+        process = Job.running.pop().process
+        process.kill()
+        process.communicate()
 
 
 def free_port():
