@@ -33,7 +33,7 @@ Status Client::Join() {
   int64_t backoff_ms = kBackoffMs;
   while (true) {
     bool again = false;
-    const Status status = Attempt(deadline, &again);
+    Status status = Attempt(deadline, &again);
     if (status.ok() || !again) return status;
     bool interrupted = false;
     WaitForChange(Phase::kIdle, std::min(deadline, NowNs() + backoff_ms * kMillisecond),

@@ -72,7 +72,8 @@ StatusOr<TopologySequence> OverRanks(const TopologySequence& machines, const Pla
     if (!topology.ok()) return topology.status();
     rounds.push_back(*std::move(topology));
   }
-  return TopologySequence::Of(std::move(rounds), rounds.front().name());
+  const std::string name = rounds.front().name();
+  return TopologySequence::Of(std::move(rounds), name);
 }
 
 }  // namespace bluefog
