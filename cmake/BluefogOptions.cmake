@@ -1,4 +1,4 @@
-# Options, compiler flags and the three functions every folder's CMakeLists.txt uses.
+# Options, compiler flags and the functions that the folders' CMakeLists.txt use.
 option(BLUEFOG_TESTS "Build the C++ tests" ON)
 option(BLUEFOG_BENCHMARKS "Build the C++ benchmarks" ON)
 option(BLUEFOG_PYTHON "Build the Python module (needs pybind11)" OFF)
@@ -55,6 +55,43 @@ function(bluefog_library name)
     $<BUILD_INTERFACE:${BLUEFOG_CORE_DIR}> $<BUILD_INTERFACE:${BLUEFOG_CORE_DIR}/include>)
   target_compile_options(${name} PRIVATE ${BLUEFOG_FLAGS})
   target_link_libraries(${name} PUBLIC ${A_DEPS} absl::status absl::statusor Threads::Threads)
+endfunction()
+
+# bluefog_component_option(OPTION text): OPTION is AUTO (the default), ON or OFF.
+function(bluefog_component_option option text)
+  set(${option} AUTO CACHE STRING "${text}: AUTO, ON or OFF")
+  set_property(CACHE ${option} PROPERTY STRINGS AUTO ON OFF)
+  if(NOT ${option} MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "${option} is '${${option}}' and should be AUTO, ON or OFF")
+  endif()
+endfunction()
+
+# bluefog_component_choice(OPTION found missing without with): says what AUTO means here, and sets
+# OPTION_BUILT; ON that cannot be met is an error.
+function(bluefog_component_choice option found missing without with)
+  set(${option}_BUILT ${found} PARENT_SCOPE)
+  if(NOT found AND ${option} STREQUAL "ON")
+    message(FATAL_ERROR "${option}=ON cannot be met: ${missing}")
+  elseif(NOT found)
+    message(STATUS "${option}=AUTO: off, ${without}: ${missing}")
+  elseif(${option} STREQUAL "AUTO")
+    message(STATUS "${option}=AUTO: on, with ${with}")
+  endif()
+endfunction()
+
+# bluefog_component(name): libbluefog_<name>.so of component.cc, which shows what component.map
+# names only. The target is bluefog_<name>_component.
+function(bluefog_component name)
+  set(target bluefog_${name}_component)
+  add_library(${target} MODULE component.cc)
+  set_target_properties(${target} PROPERTIES
+    OUTPUT_NAME bluefog_${name} PREFIX lib LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/component.map)
+  target_include_directories(${target} PRIVATE ${BLUEFOG_CORE_DIR} ${BLUEFOG_CORE_DIR}/include)
+  target_compile_options(${target} PRIVATE ${BLUEFOG_FLAGS})
+  target_link_options(${target} PRIVATE
+    -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/component.map)
+  include(GNUInstallDirs)
+  install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
 
 # bluefog_test(name SRCS x_test.cc … [DEPS target …] [TIMEOUT s] [LABELS …]): a GoogleTest binary.

@@ -35,7 +35,7 @@ std::string DescriptorAdvice(int size, uint64_t limit) {
 /// Room for the connections of a job, as far as the system lets us make it.
 Status ReserveDescriptors(int size) {
   rlimit limit{};
-  const auto needed = static_cast<rlim_t>(kMaxConnectionsPerRank * size + kOtherDescriptors);
+  const rlim_t needed = kMaxConnectionsPerRank * static_cast<rlim_t>(size) + kOtherDescriptors;
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return absl::OkStatus();
   const rlim_t had = limit.rlim_cur;
   limit.rlim_cur = std::min(limit.rlim_max, needed);

@@ -271,17 +271,21 @@ class OptimizerSpine : public ::testing::TestWithParam<Fabric> {
   }
 };
 
-TEST_P(OptimizerSpine, TwoPayloads) {
-  Check(RunOf<TwoPayloads>(), [](Model& m) {
-    const Vectors momentum = ForAll(m, [&](size_t r, size_t i) {
-      const Hyper h = m.HyperOf(r, i);
-      return h.momentum * m.state[r][i] + m.g[r][i] + h.weight_decay * m.x[r][i];
-    });
-    m.x = Average(*m.w, ForAll(m, [&](size_t r, size_t i) {
-      return m.x[r][i] - m.HyperOf(r, i).lr * momentum[r][i];
-    }));
-    m.state = Average(*m.w, momentum);
+/// The recursion of TwoPayloads; `average` mixes both.
+template <typename Mix>
+void StepTwoPayloads(Model& m, const Mix& average) {
+  const Vectors momentum = ForAll(m, [&](size_t r, size_t i) {
+    const Hyper h = m.HyperOf(r, i);
+    return h.momentum * m.state[r][i] + m.g[r][i] + h.weight_decay * m.x[r][i];
   });
+  m.x = average(*m.w, ForAll(m, [&](size_t r, size_t i) {
+    return m.x[r][i] - m.HyperOf(r, i).lr * momentum[r][i];
+  }));
+  m.state = average(*m.w, momentum);
+}
+
+TEST_P(OptimizerSpine, TwoPayloads) {
+  Check(RunOf<TwoPayloads>(), [](Model& m) { StepTwoPayloads(m, Average); });
 }
 
 // Rank 0 has more under way than a link takes unasked, and rank 1 wants the step first. It releases
@@ -588,16 +592,7 @@ TEST_P(OptimizerSpine, RoundedPayloadsKeepTheMean) {
     }
     return out;
   };
-  Check(run, [&](Model& m) {
-    const Vectors momentum = ForAll(m, [&](size_t r, size_t i) {
-      const Hyper h = m.HyperOf(r, i);
-      return h.momentum * m.state[r][i] + m.g[r][i] + h.weight_decay * m.x[r][i];
-    });
-    m.x = rounded_average(*m.w, ForAll(m, [&](size_t r, size_t i) {
-      return m.x[r][i] - m.HyperOf(r, i).lr * momentum[r][i];
-    }));
-    m.state = rounded_average(*m.w, momentum);
-  });
+  Check(run, [&](Model& m) { StepTwoPayloads(m, rounded_average); });
 }
 
 TEST_P(OptimizerSpine, MessageDtypesThatCannotBeAreRefused) {
