@@ -186,14 +186,15 @@ def inhabited(namespaces):
 def test_nothing_is_left_after_sigkill(make_lab):
     make_lab(hosts=1, rate="")  # Skips without the privilege.
     script = f"""
-import json, os, sys
+import json, os, subprocess, sys
 sys.path.insert(0, {os.path.dirname(LAB)!r})
 from lab import Lab
 lab = Lab(hosts=3).__enter__()
 lab.delay(0.001)
 for host in range(3):
     # One that does not die with its parent, either.
-    lab.popen(host, ["setsid", "--fork", "sh", "-c", "trap '' HUP TERM; sleep 1000"])
+    command = ["setsid", "--fork", "sh", "-c", "trap '' HUP TERM; echo there; sleep 1000"]
+    assert lab.popen(host, command, stdout=subprocess.PIPE).stdout.readline() == b"there\\n"
 pids = [h.pid for h in lab.hosts] + [lab._switch]
 spaces = [os.readlink(f"/proc/{{p}}/ns/net") for p in pids]
 print(json.dumps([lab._guardian.pid, os.path.dirname(lab.token_file), spaces]), flush=True)
